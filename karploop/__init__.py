@@ -1,0 +1,3 @@
+"""karploop: self-improvement loops for language models, in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,216 @@
+"""One method a stage: which function it runs, on which sub-config, from which inputs.
+
+What is passed as `config` to a stage is what its result depends on, and nothing else; a key left
+out (a batch size, how often to save) can change without computing anything again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict, dataclass
+
+from karploop.config import TrainConfig
+from karploop.data.sources import held_out_sets, round_prompts, seed_data
+from karploop.filtering.select import select
+from karploop.judging.judge import judge
+from karploop.machinery import Machinery
+from karploop.oversight.evaluate import EVALS_FILE, evaluate
+from karploop.oversight.watch import WATCH_FILE, watch
+from karploop.sampling.generate import generate
+from karploop.stages import Artifact, Rng, Stages
+from karploop.training.train import train
+
+BASE = -1  # the round before the first
+
+
+@dataclass
+class Round:
+    """What one round (or the base) left behind."""
+
+    index: int
+    stages: dict[str, Artifact]
+    evals: dict[str, float]
+    metrics: dict[str, float | None]
+    stopped: str = ""  # why the loop ends here, where it does
+
+
+class Bindings:
+    """The stages of one run. See the module docstring."""
+
+    def __init__(self, machinery: Machinery, stages: Stages):
+        self.m, self.stages, self.config = machinery, stages, machinery.config
+        config, task = machinery.config, asdict(machinery.config.task)
+        self.task_module = type(machinery.task).__module__
+        self.model = {"model": asdict(config.model), "alphabet": machinery.tokenizer.alphabet}
+        self.where = {"name": task["name"], "held_out": task["held_out"]}
+        problems = {"task": machinery.task, "held_out": config.task.held_out}
+        self.problems = problems
+        self.seed = self._run(
+            "seed",
+            functools.partial(
+                seed_data,
+                **problems,
+                difficulty=config.task.seed_difficulty,
+                count=config.task.seed_problems,
+            ),
+            config=task,
+            inputs={},
+            rng=self._rng(BASE),
+        )
+        self.held_out = self._run(
+            "held_out",
+            functools.partial(
+                held_out_sets,
+                **problems,
+                difficulties=config.evaluate.difficulties,
+                count=config.evaluate.problems,
+            ),
+            config=self.where
+            | {
+                "difficulties": config.evaluate.difficulties,
+                "problems": config.evaluate.problems,
+            },
+            inputs={},
+            rng=self._rng(BASE),
+            keyed=False,
+        )
+
+    def _rng(self, index: int, member: int = 0) -> Rng:
+        return Rng(self.config.seed, member, index)
+
+    def _run(self, *args, **kwargs) -> Artifact:
+        return self.stages.run(*args, modules=(self.task_module,), **kwargs)
+
+    def warmup(self, member: int) -> Artifact:
+        return self._train("warmup", self.config.warmup, BASE, member, {"seed": self.seed})
+
+    def train(self, index: int, member: int, params: Artifact, kept: list[Artifact]) -> Artifact:
+        inputs = {"seed": self.seed, "params": params}
+        inputs |= {f"kept_{i}": artifact for i, artifact in enumerate(kept)}
+        return self._train("train", self.config.train, index, member, inputs)
+
+    def _train(self, name, config: TrainConfig, index, member, inputs) -> Artifact:
+        function = functools.partial(
+            train,
+            trainer=self.m.trainers[name],
+            weights=self.m.weights,
+            tokenizer=self.m.tokenizer,
+            config=config,
+        )
+        settings = asdict(config)
+        del settings["checkpoint_every"]  # how often a stage saves does not change what it learns
+        return self._run(
+            name,
+            function,
+            config=settings | self.model,
+            inputs=inputs,
+            rng=self._rng(index, member),
+        )
+
+    def prompts(self, index: int) -> Artifact:
+        difficulty = self.config.round_difficulty(index)
+        count = self.config.generate.prompts
+        return self._run(
+            "prompts",
+            functools.partial(round_prompts, **self.problems, difficulty=difficulty, count=count),
+            config=self.where | {"difficulty": difficulty, "prompts": count},
+            inputs={},
+            rng=self._rng(index),
+        )
+
+    def generate(self, index: int, member: int, prompts: Artifact, params: Artifact) -> Artifact:
+        settings = asdict(self.config.generate)
+        for name in ("prompts", "difficulty_step", "batch", "fused_steps"):
+            del settings[name]  # in the prompts already, or without effect on the samples
+        return self._run(
+            "generate",
+            functools.partial(
+                generate,
+                sampler=self.m.sampler,
+                weights=self.m.weights,
+                task=self.m.task,
+                config=self.config.generate,
+            ),
+            config=settings | self.model | {"task": self.where["name"]},
+            inputs={"prompts": prompts, "params": params},
+            rng=self._rng(index, member),
+        )
+
+    def judge(self, index: int, samples: dict[int, Artifact]) -> Artifact | None:
+        """The verdicts that the filter reads (or the one it is matched with), if any."""
+        name = (self.m.matched or self.m.chosen).judge
+        if name is None:
+            return None
+        config = self.config.judge
+        return self._run(
+            "judge",
+            functools.partial(judge, name=name, task=self.m.task, config=config),
+            config={"judge": name, "task": self.where["name"]} | asdict(config),
+            inputs=_by_member(samples),
+            rng=self._rng(index),
+            keyed=False,
+        )
+
+    def filter(self, index: int, samples: dict[int, Artifact], verdicts) -> Artifact:
+        config = self.config.filter
+        settings = asdict(config)
+        del settings["on_empty"]
+        return self._run_filter(
+            functools.partial(
+                select, chosen=self.m.chosen, matched=self.m.matched, config=config
+            ),
+            settings,
+            _by_member(samples) | ({"verdicts": verdicts} if verdicts else {}),
+            index,
+        )
+
+    def _run_filter(self, function, settings, inputs, index) -> Artifact:
+        modules = (self.m.chosen.function.__module__,)
+        if self.m.matched:
+            modules += (self.m.matched.function.__module__,)
+        return self.stages.run(
+            "filter",
+            function,
+            config=settings,
+            inputs=inputs,
+            rng=self._rng(index),
+            modules=modules,
+        )
+
+    def watch(self, index: int, samples: dict[int, Artifact], selection: Artifact) -> Artifact:
+        return self._run(
+            "watch",
+            functools.partial(watch, task=self.m.task),
+            config={"task": self.where["name"]},
+            inputs=_by_member(samples) | {"selection": selection},
+            rng=self._rng(index),
+            keyed=False,
+        )
+
+    def finish(
+        self, index: int, done: dict[str, Artifact], params: Artifact, stopped: str = ""
+    ) -> Round:
+        """Measures the first member's parameters and closes the round."""
+        evaluated = self._run(
+            "evaluate",
+            functools.partial(
+                evaluate,
+                sampler=self.m.sampler,
+                weights=self.m.weights,
+                task=self.m.task,
+                config=self.config.evaluate,
+            ),
+            config=self.model | {"task": self.where["name"]},
+            inputs={"params": params, "held_out": self.held_out},
+            rng=self._rng(index),
+            keyed=False,
+        )
+        metrics = json.loads(done["watch"].path(WATCH_FILE).read_text()) if "watch" in done else {}
+        evals = json.loads(evaluated.path(EVALS_FILE).read_text())
+        shared = {"seed": self.seed, "held_out": self.held_out} if index == BASE else {}
+        return Round(index, shared | done | {"evaluate": evaluated}, evals, metrics, stopped)
+
+
+def _by_member(samples: dict[int, Artifact]) -> dict[str, Artifact]:
+    return {f"samples_{member}": artifact for member, artifact in samples.items()}

@@ -1,0 +1,125 @@
+"""What every entry point shares: flags, overrides, and how mistakes and stops end a process.
+
+Exit codes: 0 done, or stopped on request; 2 a user's mistake (a message, no traceback); 1 anything
+else.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import flags, logging
+
+from karploop.config import Config, resolve
+from karploop.errors import UserError
+
+_PREFIX = "--config."
+
+
+class StopRequest:
+    """Set by SIGTERM or Ctrl-C; the loop looks at it between chunks. A second Ctrl-C kills."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after the current chunk …", file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses flags, calls `main` with what is left of argv, and exits with the right code."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.WARNING)
+    code = 1
+    try:
+        code = main(flags.FLAGS(sys.argv)) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except flags.Error as error:
+        print(f"error: {error}\nRun with --help for the flags.", file=sys.stderr)
+        code = 2
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(
+            "error: the disk is full. Nothing committed is lost: free some space (see "
+            "`python -m experiments.gc`), then run the same command again",
+            file=sys.stderr,
+        )
+    sys.exit(code)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=v` (or `--config.a.b v`, or `--config.a.b` for true) out of argv."""
+    rest, overrides = [], {}
+    arguments = iter(range(len(argv)))
+    for index in arguments:
+        argument = argv[index]
+        if argument.startswith("-config."):
+            argument = "-" + argument
+        if not argument.startswith(_PREFIX):
+            rest.append(argument)
+            continue
+        name, equals, value = argument.removeprefix(_PREFIX).partition("=")
+        if not equals:
+            following = argv[index + 1] if index + 1 < len(argv) else "--"
+            value = "true" if following.startswith("--") else argv[next(arguments)]
+        overrides[name] = value
+    return rest, overrides
+
+
+def load_config(spec: str, overrides: Mapping[str, str]) -> Config:
+    """The resolved config of `path/to/file.py[:ARG]`, whose `get_config(arg)` is called.
+
+    Raises:
+      UserError: no such file, no `get_config` in it, or anything that `resolve` refuses.
+    """
+    path, _, argument = spec.partition(":")
+    if not os.path.isfile(path):
+        raise UserError(f"no config file '{path}': --config wants a path such as configs/addition.py")
+    module_spec = importlib.util.spec_from_file_location("karploop_user_config", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"'{path}' defines no get_config(arg): see configs/addition.py for one")
+    try:
+        settings = module.get_config(argument or None)
+    except ValueError as error:
+        raise UserError(f"'{path}' refuses the argument '{argument}': {error}") from error
+    return resolve(settings.to_dict(), overrides)
+
+
+def command() -> str:
+    """The command line that started this process, to be typed again."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"-m {module.name}" if module else shlex.quote(sys.argv[0])
+    return f"python {program} {shlex.join(sys.argv[1:])}"
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or one that caused it, says that no space is left."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

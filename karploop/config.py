@@ -1,0 +1,330 @@
+"""The one place where a run's configuration is typed, bounded and checked.
+
+A config file (`configs/*.py`) returns a `ConfigDict` with whatever it wants to set; `resolve` lays
+it and the command line's overrides over the defaults below and returns frozen dataclasses. Each
+stage receives its own sub-config and nothing else, because the sub-config is part of the stage's
+identity in the store: a key that a stage does not own cannot change its result.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from karploop.errors import UserError
+
+
+def option(default, *, low=None, high=None, choices=None):
+    """A field with bounds (inclusive) or a closed list of values; tuples are bounded by item."""
+    return dataclasses.field(
+        default=default, metadata={"low": low, "high": high, "choices": choices}
+    )
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Which problems there are, and how many of them come with labels."""
+
+    name: str = "reverse_addition"  # a registered task, or "package.module:ATTRIBUTE"
+    seed_difficulty: int = option(5, low=1)  # labelled problems have difficulty 1 … this
+    seed_problems: int = option(20_000, low=1)  # labelled problems in all
+    held_out: float = option(0.1, low=0.001, high=0.9)  # share of every difficulty never trained on
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The decoder's shape. Its parameters are float32; `dtype` is what it computes in."""
+
+    layers: int = option(3, low=1)
+    width: int = option(128, low=1)
+    heads: int = option(4, low=1)
+    head_width: int = option(32, low=2)
+    mlp_width: int = option(512, low=1)
+    activation: str = option("gelu", choices=("gelu", "swiglu"))
+    positions: str = option("none", choices=("none", "rope"))
+    rope_base: float = option(10_000.0, low=1.0)
+    qk_norm: bool = False
+    max_length: int = option(128, low=4)  # longest sequence, prompt and completion together
+    dtype: str = option("float32", choices=("float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices by axis; −1 on one axis takes all that the others leave."""
+
+    data: int = option(-1, low=-1)
+    fsdp: int = option(1, low=-1)
+    tensor: int = option(1, low=-1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW or Muon under a warm-up, stable, decay schedule (fractions of the stage's steps)."""
+
+    name: str = option("adamw", choices=("adamw", "muon"))
+    learning_rate: float = option(1e-3, low=0.0)  # peak
+    muon_scale: float = option(7.0, low=0.0)  # muon: rate of layer matrices over learning_rate
+    warmup: float = option(0.05, low=0.0, high=1.0)
+    decay: float = option(0.33, low=0.0, high=1.0)
+    final: float = option(0.02, low=0.0, high=1.0)  # last learning rate over the peak
+    b1: float = option(0.9, low=0.0, high=1.0)
+    b2: float = option(0.98, low=0.0, high=1.0)
+    epsilon: float = option(1e-8, low=0.0)
+    weight_decay: float = option(0.01, low=0.0)
+    clip_norm: float = option(1.0, low=0.0)  # 0: no clipping
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training stage: supervised fine-tuning on packed rows."""
+
+    steps: int = option(300, low=1)
+    rows: int = option(8, low=1)  # packed rows a step
+    row_length: int = option(128, low=4)  # tokens a row
+    seed_weight: float = option(1.0, low=0.0)  # how often a seed row is drawn, relative to others
+    earlier_weight: float = option(1.0, low=0.0)  # … a row kept in an earlier round
+    newest_weight: float = option(1.0, low=0.0)  # … a row kept in this round
+    checkpoint_every: int = option(100, low=1)  # steps between mid-stage checkpoints
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """One round's sampling: new prompts, one difficulty step beyond the last round's."""
+
+    prompts: int = option(2048, low=1)
+    samples: int = option(1, low=1)  # completions a prompt
+    difficulty_step: int = option(1, low=0)  # 0 keeps sampling at the seed difficulty
+    temperature: float = option(1.0, low=0.0)  # 0: greedy
+    top_k: int = option(0, low=0)  # 0: off
+    top_p: float = option(1.0, low=0.0, high=1.0)  # 1: off
+    min_p: float = option(0.0, low=0.0, high=1.0)  # 0: off
+    batch: int = option(256, low=1)  # prompts a device call; also what a kill can lose
+    fused_steps: int = option(4, low=1)  # decode steps between looks at whether all rows stopped
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """How votes are counted, when the filter asks for votes."""
+
+    voters: str = option("samples", choices=("samples", "members"))
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """Which samples become training rows."""
+
+    name: str = "verifier"  # a registered filter, or "package.module:ATTRIBUTE"
+    agreement: float = option(0.8, low=0.0, high=1.0)  # vote: least share of voters that agree
+    slack: int = option(1, low=0)  # length: characters a completion may lack to the batch's longest
+    rate: float = option(0.5, low=0.0, high=1.0)  # random: share kept, unless `match` is set
+    match: str = ""  # random: keep as many rows as this other filter would
+    on_empty: str = option("stop", choices=("stop", "skip"))  # when nothing is kept
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out measurement, by difficulty."""
+
+    problems: int = option(128, low=1)  # at most, for each difficulty
+    difficulties: tuple[int, ...] = option((1, 2, 3, 4, 5, 6, 7, 8, 9, 10), low=1)
+    batch: int = option(256, low=1)
+
+
+@dataclass(frozen=True)
+class RetentionConfig:
+    """What `experiments.gc` keeps of a finished run's large files."""
+
+    last: int = option(2, low=1)  # newest rounds whose parameters stay
+    best: int = option(1, low=0)  # rounds with the best mean held-out score whose parameters stay
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = option(0, low=0, high=2**31 - 1)
+    rounds: int = option(5, low=0)
+    members: int = option(1, low=1)  # independently seeded models; votes may be taken over them
+    task: TaskConfig = TaskConfig()
+    model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()
+    warmup: TrainConfig = TrainConfig(steps=3000)
+    generate: GenerateConfig = GenerateConfig()
+    judge: JudgeConfig = JudgeConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    retention: RetentionConfig = RetentionConfig()
+
+    def round_difficulty(self, round_index: int) -> int:
+        """The difficulty at which round `round_index` (from 0) samples."""
+        return self.task.seed_difficulty + (round_index + 1) * self.generate.difficulty_step
+
+    @property
+    def hardest(self) -> int:
+        """The largest difficulty that any stage of the run touches."""
+        rounds = [self.round_difficulty(r) for r in range(self.rounds)]
+        return max([self.task.seed_difficulty, *rounds, *self.evaluate.difficulties])
+
+
+# Keys that never change a result: a run may go on with other values of these.
+RESULT_FREE = ("mesh", "retention", "rounds")
+
+
+def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
+    """Lays `settings` (nested) and then `overrides` (dotted path → text) over the defaults.
+
+    Raises:
+      UserError: unknown key (with the nearest name), wrong type, or value out of range.
+    """
+    nested = _copy(settings)
+    for path, text in (overrides or {}).items():
+        _set(nested, path, text)
+    config = _build(Config, nested, "config", defaults=Config())
+    _check_consistency(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready nested dictionary of a config or sub-config."""
+    return dataclasses.asdict(config)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} → {'a.b': 1}."""
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def nearest(name: str, known) -> str:
+    """' Did you mean …?' for the closest known name, or the list of them."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _copy(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
+
+
+def _fields(cls) -> dict[str, tuple[type, dataclasses.Field]]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}
+
+
+def _set(nested: dict[str, Any], path: str, text: str) -> None:
+    """Stores an override's text, read as a value of the type that the schema gives its key."""
+    cls, target, names = Config, nested, path.split(".")
+    for depth, name in enumerate(names):
+        fields = _fields(cls)
+        where = ".".join(["config", *names[:depth]])
+        if name not in fields:
+            raise UserError(f"unknown key '{where}.{name}': {nearest(name, fields)}")
+        kind = fields[name][0]
+        last = depth == len(names) - 1
+        if dataclasses.is_dataclass(kind):
+            if last:
+                raise UserError(
+                    f"'{where}.{name}' is a group of keys, not a value: set one of "
+                    f"{', '.join(_fields(kind))}"
+                )
+            cls, target = kind, target.setdefault(name, {})
+        elif not last:
+            raise UserError(f"'{where}.{name}' is a value, it has no key '{names[depth + 1]}'")
+        else:
+            target[name] = _parse(text, kind, f"{where}.{name}")
+
+
+def _parse(text: str, kind: type, where: str) -> Any:
+    if kind is str:
+        return text
+    if typing.get_origin(kind) is tuple:
+        text = text.strip("()[] ")
+        return tuple(_parse(part, int, where) for part in text.split(",") if part.strip())
+    lowered = text.strip().lower()
+    if kind is bool and lowered in ("true", "1", "yes", "false", "0", "no"):
+        return lowered in ("true", "1", "yes")
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text  # not a number: the type check below says so, with the key's name
+
+
+def _build(cls, nested: Mapping[str, Any], where: str, defaults):
+    fields = _fields(cls)
+    values = {}
+    for name, value in nested.items():
+        if name not in fields:
+            raise UserError(f"unknown key '{where}.{name}': {nearest(name, fields)}")
+        kind, field = fields[name]
+        path = f"{where}.{name}"
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise UserError(f"'{path}' is a group of keys, got {value!r}")
+            values[name] = _build(kind, value, path, getattr(defaults, name))
+        else:
+            values[name] = _check(value, kind, field.metadata, path)
+    return dataclasses.replace(defaults, **values)
+
+
+def _check(value: Any, kind: type, limits: Mapping[str, Any], path: str) -> Any:
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (tuple, list)) or not value:
+            raise UserError(f"'{path}' wants a list of integers, such as 1,2,3; got {value!r}")
+        return tuple(_check(item, int, limits, path) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"'{path}' wants {kind.__name__}, got {value!r} ({type(value).__name__})")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"'{path}' must be finite, got {value}")
+    low, high, choices = (limits.get(k) for k in ("low", "high", "choices"))
+    if low is not None and value < low:
+        raise UserError(f"'{path}' must be at least {low}, got {value}")
+    if high is not None and value > high:
+        raise UserError(f"'{path}' must be at most {high}, got {value}")
+    if choices is not None and value not in choices:
+        raise UserError(f"'{path}' is '{value}': {nearest(value, choices)}")
+    return value
+
+
+def _check_consistency(config: Config) -> None:
+    """Rules that span several keys."""
+    sizes = dataclasses.asdict(config.mesh)
+    if sum(size == -1 for size in sizes.values()) > 1 or 0 in sizes.values():
+        raise UserError(f"'config.mesh' wants positive sizes and at most one −1, got {sizes}")
+    if config.model.positions == "rope" and config.model.head_width % 2:
+        raise UserError(
+            f"'config.model.head_width' must be even with rotary positions, "
+            f"got {config.model.head_width}"
+        )
+    if config.judge.voters == "members" and config.filter.name == "vote" and config.members < 2:
+        raise UserError(
+            "'config.judge.voters=members' counts votes over independently seeded models: "
+            "set 'config.members' to 2 or more (5 in arXiv 2502.01612)"
+        )
+    for stage in ("warmup", "train"):
+        train: TrainConfig = getattr(config, stage)
+        optimizer = train.optimizer
+        if optimizer.warmup + optimizer.decay > 1:
+            raise UserError(
+                f"'config.{stage}.optimizer': warmup {optimizer.warmup} and decay "
+                f"{optimizer.decay} together exceed the whole schedule (1.0)"
+            )
+        if train.row_length > config.model.max_length:
+            raise UserError(
+                f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
+                f"'config.model.max_length' of {config.model.max_length}"
+            )

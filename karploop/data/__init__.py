@@ -1,0 +1,1 @@
+"""Problems and their text: tasks, the held-out split, and the tokenizer. Never imports jax."""

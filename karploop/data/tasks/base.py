@@ -1,0 +1,87 @@
+"""What a task is: a family of problems with a difficulty scale and a gold verifier."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A family of text problems, indexed by an integer difficulty, with one gold answer each.
+
+    Everything about a problem is computed from its prompt, so a prompt is all that needs storing.
+    To add a task, subclass this, give `name` a default, set `alphabet` and write the abstract
+    methods; then `register` an instance, or name it in a config as "package.module:ATTRIBUTE".
+
+    Attributes:
+      name: identifies the task in configs and salts the held-out split, so that renaming a task
+        draws a new split.
+      alphabet: every character that prompts and gold completions may use, each once.
+      min_difficulty: the smallest difficulty that has problems; difficulties have no upper end.
+    """
+
+    name: str
+    alphabet: ClassVar[str]
+    min_difficulty: ClassVar[int] = 1
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, difficulty: int) -> str:
+        """One prompt at exactly `difficulty`; each prompt there has a chance above zero.
+
+        The draw is uniform unless the task's docstring says otherwise.
+        """
+
+    def sample_many(self, rng: np.random.Generator, difficulty: int, count: int) -> list[str]:
+        """`count` independent draws of `sample`, repeats included; override it for speed."""
+        return [self.sample(rng, difficulty) for _ in range(count)]
+
+    @abstractmethod
+    def prompts(self, difficulty: int) -> Iterator[str]:
+        """All prompts at `difficulty`, each once. Iterated over only when the space is small."""
+
+    @abstractmethod
+    def space(self, difficulty: int) -> int:
+        """Number of distinct prompts at `difficulty`."""
+
+    @abstractmethod
+    def difficulty(self, prompt: str) -> int:
+        """The difficulty of `prompt`. Raises UserError if it is no problem of this task."""
+
+    @abstractmethod
+    def answer(self, prompt: str) -> str:
+        """The gold completion. Raises UserError if `prompt` is no problem of this task."""
+
+    @abstractmethod
+    def max_prompt_length(self, difficulty: int) -> int:
+        """Length in characters, without bos and eos, of the longest prompt at `difficulty`."""
+
+    @abstractmethod
+    def max_completion_length(self, difficulty: int) -> int:
+        """Length in characters, without eos, of the longest gold completion at `difficulty`."""
+
+    def normalise(self, completion: str) -> str:
+        """What votes and the verifier compare: the final answer, stripped of blanks.
+
+        The empty string means that the completion gives no answer; it must never win a vote.
+        """
+        return completion.strip()
+
+    def verify(self, prompt: str, completion: str) -> bool:
+        """The gold verifier: whether the final answer is the gold one, exactly.
+
+        It knows the truth. A loop that filters with it is an oracle, an upper bound to compare
+        with; a loop that claims to do without labels may use it for measurement only.
+        """
+        return self.normalise(completion) == self.normalise(self.answer(prompt))
+
+    def split_key(self, prompt: str) -> str:
+        """Canonical form that decides the side of the held-out split.
+
+        Prompts that are trivial rewrites of each other, such as a+b and b+a, share one key.
+        """
+        return prompt

@@ -1,0 +1,86 @@
+"""One token per character, the tokenization of small models trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from karploop.data.tasks.base import Task
+from karploop.errors import UserError
+
+
+@dataclass(frozen=True)
+class CharTokenizer:
+    """Maps characters to ids: pad 0, bos 1, eos 2, then `alphabet` in its order from 3 on.
+
+    Two tokenizers are equal when their alphabets are, so that a checkpoint needs to store no more
+    than the alphabet.
+
+    Raises:
+      UserError: the alphabet is empty or names a character twice.
+    """
+
+    alphabet: str
+
+    pad_id: ClassVar[int] = 0
+    bos_id: ClassVar[int] = 1
+    eos_id: ClassVar[int] = 2
+    first_character_id: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        if not self.alphabet:
+            raise UserError("CharTokenizer: the alphabet is empty; name at least one character.")
+        repeated = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
+        if repeated:
+            raise UserError(
+                f"CharTokenizer: the alphabet {self.alphabet!r} repeats {''.join(repeated)!r}; "
+                "name each character once."
+            )
+
+    @classmethod
+    def for_tasks(cls, *tasks: Task) -> CharTokenizer:
+        """A tokenizer for all characters of `tasks`, in the order in which they first appear."""
+        return cls("".join(dict.fromkeys(c for task in tasks for c in task.alphabet)))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the three special ones included."""
+        return self.first_character_id + len(self.alphabet)
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {c: i for i, c in enumerate(self.alphabet, start=self.first_character_id)}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, one a character, without bos or eos.
+
+        Raises:
+          UserError: a character is not in the alphabet.
+        """
+        try:
+            return [self._id_of[c] for c in text]
+        except KeyError as error:
+            raise UserError(
+                f"CharTokenizer: the character {error.args[0]!r} of {text!r} is not in the "
+                f"alphabet {self.alphabet!r}; correct the text or add the character to the "
+                "task's alphabet."
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` up to the first eos; pad and bos are skipped.
+
+        Raises:
+          ValueError: an id before the first eos lies outside [0, vocab_size).
+        """
+        characters = []
+        for token in ids:
+            if token == self.eos_id:
+                break
+            if token in (self.pad_id, self.bos_id):
+                continue
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"id {token} lies outside [0, {self.vocab_size})")
+            characters.append(self.alphabet[token - self.first_character_id])
+        return "".join(characters)

@@ -1,0 +1,54 @@
+"""The `filter` stage: verdicts to training rows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from karploop.config import FilterConfig
+from karploop.filtering.filters import Filter
+from karploop.records import (
+    EXAMPLES_FILE,
+    SELECTION_FILE,
+    VERDICTS_FILE,
+    Examples,
+    Samples,
+    Selection,
+    Verdicts,
+)
+from karploop.stages import StageContext
+
+
+def select(
+    context: StageContext, *, chosen: Filter, matched: Filter | None, config: FilterConfig
+) -> None:
+    """Writes `selection.parquet`, aligned with the samples, and the kept rows as examples.
+
+    With `matched`, the number of rows that this other filter would keep sets the rate of the
+    chosen one. Only that number passes from one to the other.
+    """
+    samples = Samples.gather(context.inputs)
+    verdicts = None
+    if "verdicts" in context.inputs:
+        verdicts = Verdicts.from_table(context.inputs["verdicts"].table(VERDICTS_FILE))
+    with context.progress(len(samples), "samples") as progress:
+        if matched is not None:
+            other = matched.function(samples, verdicts, config, context.numpy_rng)
+            config = dataclasses.replace(config, rate=float(np.mean(other.kept_S)))
+        seen = verdicts if chosen.judge else None
+        selection = chosen.function(samples, seen, config, context.numpy_rng)
+        progress.advance(len(samples), note=f"kept {int(selection.kept_S.sum())}")
+    context.write_table(SELECTION_FILE, selection.to_table())
+    context.write_table(EXAMPLES_FILE, _kept(context, samples, selection).to_table())
+
+
+def _kept(context: StageContext, samples: Samples, selection: Selection) -> Examples:
+    sources = Samples.origins(context.inputs)
+    rows = np.flatnonzero(selection.kept_S).tolist()
+    return Examples(
+        prompts=[samples.prompts[r] for r in rows],
+        completions=[samples.completions[r] for r in rows],
+        source=[sources[r][0] for r in rows],
+        row=np.array([sources[r][1] for r in rows], np.int64),
+    )

@@ -1,0 +1,17 @@
+"""The gold verifier as a judge: it knows the right answers, and its name says so."""
+
+from __future__ import annotations
+
+from karploop.data.tasks import Task
+from karploop.records import Samples, Verdicts
+
+
+def verifier(samples: Samples, task: Task) -> Verdicts:
+    """1 where the completion ended and its answer is the gold one, else 0."""
+    right = [
+        bool(finished) and task.verify(prompt, completion)
+        for prompt, completion, finished in zip(
+            samples.prompts, samples.completions, samples.finished_S, strict=True
+        )
+    ]
+    return Verdicts(scores=[float(r) for r in right], reasons=[""] * len(right))

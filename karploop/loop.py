@@ -1,0 +1,51 @@
+"""The loop: warm up, then generate → judge → filter → train → evaluate, round after round.
+
+`run` reads top to bottom. Each line of a round is one stage: a function of its own sub-config, its
+inputs and a key, found in the store or computed (`bindings.py`, `stages.py`). There is no other
+state: run the same thing again and it goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from karploop.bindings import BASE, Bindings, Round
+from karploop.machinery import Machinery
+from karploop.records import EXAMPLES_FILE
+from karploop.stages import Artifact, Stages
+
+
+def run(
+    machinery: Machinery, stages: Stages, after_round: Callable[[Round], None]
+) -> dict[int, Artifact]:
+    """Runs or resumes the loop; returns each member's last parameters.
+
+    Args:
+      after_round: called with the base (index −1) and then with each round, as it is complete.
+    """
+    config = machinery.config
+    loop = Bindings(machinery, stages)
+    params = {member: loop.warmup(member) for member in range(config.members)}
+    after_round(loop.finish(BASE, {"warmup": params[0]}, params[0]))
+    kept: list[Artifact] = []
+    for index in range(config.rounds):
+        prompts = loop.prompts(index)
+        samples = {m: loop.generate(index, m, prompts, params[m]) for m in params}
+        verdicts = loop.judge(index, samples)
+        selection = loop.filter(index, samples, verdicts)
+        done = {"prompts": prompts, "generate": samples[0], "filter": selection}
+        if verdicts:
+            done["judge"] = verdicts
+        done["watch"] = loop.watch(index, samples, selection)
+        if selection.table(EXAMPLES_FILE).num_rows == 0:
+            stop = config.filter.on_empty == "stop"
+            reason = f"round {index}: the filter '{config.filter.name}' kept nothing"
+            stages.progress.say(f"{reason}: {'stopping' if stop else 'training is skipped'}")
+            after_round(loop.finish(index, done, params[0], stopped=reason if stop else ""))
+            if stop:
+                break
+            continue
+        kept.append(selection)
+        params = {m: loop.train(index, m, params[m], kept) for m in params}
+        after_round(loop.finish(index, done | {"train": params[0]}, params[0]))
+    return params

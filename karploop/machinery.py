@@ -1,0 +1,89 @@
+"""Everything that a run compiles or looks up by name, checked before anything is compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from karploop.config import Config
+from karploop.data.tasks import Task, get_task
+from karploop.data.tokenizer import CharTokenizer
+from karploop.errors import UserError
+from karploop.filtering.filters import Filter, get_filter
+from karploop.mesh import check_batch, make_mesh
+from karploop.models.weights import Weights
+from karploop.sampling.sampler import Sampler
+from karploop.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """Everything compiled, made once for a run."""
+
+    config: Config
+    task: Task
+    chosen: Filter
+    matched: Filter | None
+    tokenizer: CharTokenizer
+    weights: Weights
+    sampler: Sampler
+    trainers: dict[str, Trainer]
+
+
+def prepare(config: Config) -> Machinery:
+    """Checks the config against task, mesh and filters, and lays the model on the mesh.
+
+    Nothing is compiled yet.
+
+    Raises:
+      UserError: anything that would fail later, found now.
+    """
+    task = get_task(config.task.name)
+    chosen = get_filter(config.filter.name)
+    matched = get_filter(config.filter.match) if config.filter.match else None
+    if matched and config.filter.name != "random":
+        raise UserError(
+            f"'config.filter.match' is read by the filter 'random' alone, and the filter is "
+            f"'{config.filter.name}': leave it empty or set 'config.filter.name=random'"
+        )
+    prompt_length = task.max_prompt_length(config.hardest)
+    completion_length = task.max_completion_length(config.hardest)
+    longest = prompt_length + completion_length + 2
+    if longest > config.model.max_length:
+        raise UserError(
+            f"problems of difficulty {config.hardest} take {longest} tokens, longer than "
+            f"'config.model.max_length' of {config.model.max_length}: raise it, or lower "
+            "'config.rounds' or 'config.evaluate.difficulties'"
+        )
+    mesh = make_mesh(config.mesh)
+    for where in ("generate.batch", "evaluate.batch", "warmup.rows", "train.rows"):
+        stage, name = where.split(".")
+        check_batch(getattr(getattr(config, stage), name), mesh, f"config.{where}")
+        row_length = getattr(getattr(config, stage), "row_length", longest)
+        if row_length < longest - 1:
+            raise UserError(
+                f"'config.{stage}.row_length' is {row_length}, shorter than the longest example "
+                f"({longest - 1} tokens at difficulty {config.hardest}): raise it"
+            )
+    tokenizer = CharTokenizer.for_tasks(task)
+    weights = Weights(config.model, tokenizer.vocab_size, mesh)
+    sampler = Sampler(
+        weights, tokenizer, prompt_length=prompt_length, completion_length=completion_length
+    )
+    return Machinery(
+        config, task, chosen, matched, tokenizer, weights, sampler, _trainers(config, weights)
+    )
+
+
+def _trainers(config: Config, weights: Weights) -> dict[str, Trainer]:
+    """One compiled step for both training stages unless their optimisers differ in kind."""
+    made: dict[Any, Trainer] = {}
+    trainers = {}
+    for name in ("warmup", "train"):
+        optimizer = getattr(config, name).optimizer
+        static = (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon)
+        static += (optimizer.weight_decay, optimizer.clip_norm, optimizer.muon_scale)
+        if static not in made:
+            made[static] = Trainer(weights, optimizer)
+        trainers[name] = made[static]
+    return trainers

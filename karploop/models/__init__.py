@@ -1,0 +1,1 @@
+"""Model definitions: a thin Linen layer; parameters are plain pytrees everywhere else."""

@@ -1,0 +1,1 @@
+"""What watches the loop: held-out measurement and per-round monitors."""

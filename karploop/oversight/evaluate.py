@@ -1,0 +1,68 @@
+"""The `evaluate` stage: greedy answers to held-out problems, by difficulty."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+
+from karploop.config import EvaluateConfig
+from karploop.data.tasks import Task
+from karploop.models.weights import Weights
+from karploop.records import HELD_OUT_FILE, Problems
+from karploop.sampling.distributions import GREEDY
+from karploop.sampling.sampler import Sampler, batches
+from karploop.stages import StageContext
+
+EVALS_FILE, ANSWERS_FILE = "evals.json", "answers.parquet"
+
+
+def evaluate(
+    context: StageContext, *, sampler: Sampler, weights: Weights, task: Task, config: EvaluateConfig
+) -> None:
+    """Measures inputs['params'] on inputs['held_out'] into `evals.json`.
+
+    The file maps "TASK/DIFFICULTY/METRIC" to a number; the metrics are `exact_match` (share of
+    greedy answers that the gold verifier accepts), `nll` (mean negative log-likelihood of the gold
+    answer, stop token included, nats a token) and `problems` (how many were asked).
+    """
+    problems = Problems.from_table(context.inputs["held_out"].table(HELD_OUT_FILE))
+    params = weights.load(context.inputs["params"])
+    answers, right, nll = [], [], []
+    with context.progress(len(problems), "problems") as progress:
+        for rows in batches(len(problems), config.batch):
+            context.check_stop()
+            prompts = problems.prompts[rows.start : rows.stop]
+            gold = problems.answers[rows.start : rows.stop]
+            completions = sampler.complete(
+                params,
+                prompts,
+                list(rows),
+                context.key,
+                samples=1,
+                sampling=GREEDY,
+                limits=[task.max_completion_length(task.difficulty(p)) for p in prompts],
+                batch=config.batch,
+            )
+            logprobs = sampler.score(params, prompts, gold, config.batch)
+            answers += [c.text for [c] in completions]
+            right += [
+                c.finished and task.verify(prompt, c.text)
+                for prompt, [c] in zip(prompts, completions, strict=True)
+            ]
+            nll += [-float(np.mean(row, dtype=np.float64)) for row in logprobs]
+            progress.advance(len(rows), tokens=sum(len(c.tokens) for [c] in completions))
+    by_difficulty: dict[int, list[int]] = defaultdict(list)
+    for row, difficulty in enumerate(problems.difficulty_S.tolist()):
+        by_difficulty[difficulty].append(row)
+    evals = {}
+    for difficulty, rows in sorted(by_difficulty.items()):
+        prefix = f"{task.name}/{difficulty}"
+        evals[f"{prefix}/exact_match"] = float(np.mean([right[r] for r in rows]))
+        evals[f"{prefix}/nll"] = float(np.mean([nll[r] for r in rows]))
+        evals[f"{prefix}/problems"] = len(rows)
+    (context.directory / EVALS_FILE).write_text(json.dumps(evals, indent=1) + "\n")
+    table = pa.table({"prompt": problems.prompts, "answer": answers, "right": right, "nll": nll})
+    context.write_table(ANSWERS_FILE, table)

@@ -1,0 +1,62 @@
+"""The `watch` stage: what a round did, in numbers that nothing in the loop reads.
+
+Gold is used here, for the log only: no stage takes a watch's file as an input.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+
+from karploop.data.tasks import Task
+from karploop.records import SELECTION_FILE, Samples, Selection
+from karploop.stages import StageContext
+
+WATCH_FILE = "watch.json"
+
+
+def watch(context: StageContext, *, task: Task) -> None:
+    """Writes `watch.json`: metric → number, or null where there is nothing to average."""
+    samples = Samples.gather(context.inputs)
+    selection = Selection.from_table(context.inputs["selection"].table(SELECTION_FILE))
+    metrics = {k: None if math.isnan(v) else v for k, v in round_metrics(samples, selection, task)}
+    (context.directory / WATCH_FILE).write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tuple[str, float]]:
+    """Yield, label precision and the shape of a round's samples.
+
+    `label_precision` is the share of kept rows that are right by gold, `sample_accuracy` that of
+    all rows. `distinct_answers` counts different completions a prompt, over the samples a prompt.
+    """
+    right_S = np.array(
+        [
+            bool(finished) and task.verify(prompt, completion)
+            for prompt, completion, finished in zip(
+                samples.prompts, samples.completions, samples.finished_S, strict=True
+            )
+        ]
+    )
+    kept_S = selection.kept_S
+    lengths_S = np.array([len(tokens) for tokens in samples.tokens])
+    ids = samples.prompt_id_S.tolist()
+    distinct = len(set(zip(ids, samples.completions, strict=True)))
+    return [
+        ("samples", float(len(samples))),
+        ("kept", float(kept_S.sum())),
+        ("yield", _mean(kept_S)),
+        ("label_precision", _mean(right_S[kept_S])),
+        ("sample_accuracy", _mean(right_S)),
+        ("finished", _mean(samples.finished_S)),
+        ("mean_length", _mean(lengths_S)),
+        ("kept_mean_length", _mean(lengths_S[kept_S])),
+        ("entropy", _mean(samples.entropy_S)),
+        ("distinct_answers", distinct / len(samples)),
+        ("tokens", float(lengths_S.sum())),
+    ]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values, dtype=np.float64)) if len(values) else math.nan

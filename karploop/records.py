@@ -1,0 +1,130 @@
+"""The records that cross stage borders: columns of equal length, stored as Parquet.
+
+Each field has one meaning; the suffix S stands for one row a sample. A row's number within its
+table is its identity: verdicts and selections are aligned with the samples they speak of, and a
+sample's global name is `<generate key>:<row>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from karploop.stages import Artifact
+
+
+SAMPLES_FILE = "samples.parquet"
+VERDICTS_FILE = "verdicts.parquet"
+SELECTION_FILE = "selection.parquet"
+EXAMPLES_FILE = "examples.parquet"
+PROMPTS_FILE = "prompts.parquet"
+HELD_OUT_FILE = "held_out.parquet"
+
+
+class Record:
+    """Conversion of a dataclass of columns to and from an Arrow table."""
+
+    def __post_init__(self):
+        lengths = {f.name: len(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{type(self).__name__}: columns differ in length: {lengths}")
+
+    def __len__(self) -> int:
+        return len(getattr(self, dataclasses.fields(self)[0].name))
+
+    def to_table(self) -> pa.Table:
+        names = [f.name for f in dataclasses.fields(self)]
+        return pa.table({name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_table(cls, table: pa.Table):
+        columns = {}
+        for f in dataclasses.fields(cls):
+            column = table.column(f.name)
+            numeric = "np.ndarray" in str(f.type)
+            columns[f.name] = column.to_numpy() if numeric else column.to_pylist()
+        return cls(**columns)
+
+    @classmethod
+    def concatenate(cls, records):
+        return cls.from_table(pa.concat_tables([r.to_table() for r in records]))
+
+
+@dataclass(frozen=True)
+class Problems(Record):
+    """Prompts with gold answers: seed data and held-out sets. Filters never see one."""
+
+    difficulty_S: np.ndarray  # int64
+    prompts: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class Samples(Record):
+    """Sampled completions."""
+
+    prompt_id_S: np.ndarray  # int64; equal for the samples of one prompt
+    sample_S: np.ndarray  # int64; 0 … samples a prompt − 1
+    member_S: np.ndarray  # int64; which of the independently seeded models wrote it
+    difficulty_S: np.ndarray  # int64; difficulty that was asked for
+    prompts: list[str]
+    completions: list[str]  # text up to the stop token
+    finished_S: np.ndarray  # bool; the stop token was reached
+    tokens: list[list[int]]  # completion's token ids, stop token included
+    logprobs: list[list[float]]  # unfiltered log-probability of each of them
+    entropy_S: np.ndarray  # float64; mean entropy of the next-token distribution, nats a token
+
+    @classmethod
+    def gather(cls, inputs: Mapping[str, Artifact]) -> Samples:
+        """The samples of all members, laid end to end: inputs 'samples_0', 'samples_1', …"""
+        return cls.concatenate([cls.from_table(a.table(SAMPLES_FILE)) for a in _members(inputs)])
+
+    @staticmethod
+    def origins(inputs: Mapping[str, Artifact]) -> list[tuple[str, int]]:
+        """For each gathered row, the key of the stage that wrote it and its row there."""
+        return [
+            (artifact.manifest.key, row)
+            for artifact in _members(inputs)
+            for row in range(artifact.table(SAMPLES_FILE).num_rows)
+        ]
+
+
+@dataclass(frozen=True)
+class Verdicts(Record):
+    """A judge's word on each sample. No verdict is a missing score, never a number."""
+
+    scores: list[float | None]
+    reasons: list[str]  # why there is no score; '' where there is one
+
+    @property
+    def score_S(self) -> np.ndarray:
+        """Scores as float64, NaN where there is none (NaN compares false with everything)."""
+        return np.array([math.nan if s is None else s for s in self.scores], np.float64)
+
+
+@dataclass(frozen=True)
+class Selection(Record):
+    """A filter's decision on each sample, with its reason."""
+
+    kept_S: np.ndarray  # bool
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Examples(Record):
+    """Rows to train on, each with where it came from."""
+
+    prompts: list[str]
+    completions: list[str]
+    source: list[str]  # 'seed', or the key of the generate stage that wrote the completion
+    row: np.ndarray  # int64; the row in that stage's table
+
+
+def _members(inputs: Mapping[str, Artifact]) -> list[Artifact]:
+    count = sum(name.startswith("samples_") for name in inputs)
+    return [inputs[f"samples_{member}"] for member in range(count)]

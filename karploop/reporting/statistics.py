@@ -1,0 +1,94 @@
+"""How sure a mean over seeds is, and how sure a difference between two arms is.
+
+Seeds that agree in everything but one setting share data order and initialisation, so arms are
+compared seed by seed. No correction for many comparisons is made here.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+# 2^16 sign patterns; above that the t-test has little left to assume.
+MAX_EXACT_SEEDS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean and its confidence interval, in the unit of the values."""
+
+    n: int  # values behind the mean
+    mean: float | None  # None where n is 0
+    low: float | None  # None where n < 2: one value says nothing about spread
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The mean difference (arm minus baseline) over the seeds that both have."""
+
+    difference: Estimate
+    t_test_p: float | None  # paired, two-sided; None where n < 2 or all differences are equal
+    sign_flip_p: float | None  # exact, two-sided; None where n < 2 or n > MAX_EXACT_SEEDS
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The mean with Student's t interval; values that are not finite are not counted.
+
+    With equal values the interval has no width: the sample shows no spread.
+    """
+    finite = [float(v) for v in values if math.isfinite(v)]
+    n = len(finite)
+    if n == 0:
+        return Estimate(0, None, None, None)
+    mean = float(np.mean(finite))
+    if n == 1:
+        return Estimate(1, mean, None, None)
+    error = float(np.std(finite, ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + confidence) / 2, df=n - 1)) * error
+    return Estimate(n, mean, mean - half, mean + half)
+
+
+def compare_paired(
+    arm: Mapping[Hashable, float], baseline: Mapping[Hashable, float], confidence: float = 0.95
+) -> Comparison:
+    """Compares two arms, each seed -> value, over the seeds that both have finite values for."""
+    differences = [
+        arm[seed] - baseline[seed]
+        for seed in arm
+        if seed in baseline and math.isfinite(arm[seed]) and math.isfinite(baseline[seed])
+    ]
+    return Comparison(
+        difference=mean_interval(differences, confidence),
+        t_test_p=paired_t_test(differences),
+        sign_flip_p=sign_flip_test(differences),
+    )
+
+
+def paired_t_test(differences: Sequence[float]) -> float | None:
+    """Two-sided p that the differences have mean zero; None where the test is undefined."""
+    n = len(differences)
+    # Equal differences make t infinite or 0/0; rounding leaves a spread of the last bit.
+    spread = float(np.std(differences, ddof=1)) if n >= 2 else 0.0
+    if spread <= 1e-12 * max(map(abs, differences), default=0.0):
+        return None
+    t = float(np.mean(differences)) / (spread / math.sqrt(n))
+    return 2 * float(stats.t.sf(abs(t), df=n - 1))
+
+
+def sign_flip_test(differences: Sequence[float]) -> float | None:
+    """Exact two-sided p that the differences are symmetric around zero.
+
+    The share of all 2^n ways to choose the signs whose mean is as far from zero as the one seen.
+    Its smallest possible value is 2 / 2^n: 0.25 for three seeds, 0.0625 for five.
+    """
+    n = len(differences)
+    if not 2 <= n <= MAX_EXACT_SEEDS:
+        return None
+    signs_PxN = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+    sums_P = np.abs(signs_PxN @ np.asarray(differences, dtype=np.float64))
+    tolerance = 1e-12 * float(np.sum(np.abs(differences)))  # sums equal but for rounding
+    return float(np.mean(sums_P >= sums_P[0] - tolerance))

@@ -1,0 +1,156 @@
+"""What a run shows of itself: config, summary, metrics, table and plot.
+
+    WORKDIR/runs/R/config.json      the resolved config
+    WORKDIR/runs/R/environment.json versions, git state, hardware, command
+    WORKDIR/runs/R/summary.json     rounds, held-out measurements, stage keys, parameter hash
+    WORKDIR/runs/R/metrics.jsonl, tensorboard/, accuracy.txt, accuracy.png
+
+Everything here can be made again from the store: a resumed run writes it anew from the first round
+on, so that nothing in it is doubled or missing.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import tempfile
+from typing import Any
+
+from karploop import cli
+from karploop.bindings import Round
+from karploop.config import RESULT_FREE, Config, flatten, to_dict
+from karploop.errors import UserError
+from karploop.mesh import is_main
+from karploop.reporting.plots import accuracy_plot
+from karploop.reporting.tables import accuracy_table
+from karploop.reporting.writer import RunWriter, write_json_atomic
+from karploop.stages import provenance
+from karploop.store import Store, digest, write_atomic
+from karploop.training.train import STEPS_FILE
+
+
+class RunDirectory:
+    """Writes one run's directory; on processes other than the main one it does nothing."""
+
+    def __init__(self, store: Store, name: str, config: Config):
+        """Raises UserError if `name` belongs to a run of another config."""
+        self.store, self.name, self.config = store, name, config
+        self.path = store.root / "runs" / name
+        self.summary: dict[str, Any] = {"run": name, "complete": False, "rounds": []}
+        self._step = 0  # optimiser steps of all rounds so far: the horizontal axis of training
+        self._check_config()
+        if not is_main():
+            return
+        # TensorBoard and plots write to a file system; an object store gets copies of the files.
+        self._local = pathlib.Path(self.path if store.local else tempfile.mkdtemp())
+        self._local.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self.path / "config.json", to_dict(config))
+        write_json_atomic(self.path / "environment.json", environment())
+        self._writer = RunWriter(self._local)
+
+    def _check_config(self) -> None:
+        path = self.path / "config.json"
+        if not path.exists():
+            return
+        old, new = flatten(json.loads(path.read_text())), flatten(to_dict(self.config))
+        new = {k: list(v) if isinstance(v, tuple) else v for k, v in new.items()}
+        changed = [
+            f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key.split(".")[0] not in RESULT_FREE
+        ]
+        if changed:
+            raise UserError(
+                f"the run '{self.name}' in '{self.store.root}' has another config "
+                f"({'; '.join(changed[:5])}): give this one another --run_name"
+            )
+
+    def add_round(self, done: Round) -> None:
+        """Adds a complete round to metrics and summary."""
+        if not is_main():
+            return
+        costs = {name: self._seconds(a.manifest) for name, a in done.stages.items()}
+        for name in ("warmup", "train"):
+            if name in done.stages:
+                self._write_steps(done, name)
+        self._writer.write("eval", done.index + 1, done.evals, round=done.index)
+        seconds = {f"seconds/{name}": s for name, s in costs.items() if s is not None}
+        self._writer.write("round", done.index + 1, done.metrics | seconds, round=done.index)
+        self.summary["rounds"].append(
+            {
+                "round": done.index,
+                "evals": done.evals,
+                "stages": {name: a.manifest.key for name, a in done.stages.items()},
+                "metrics": done.metrics,
+                "seconds": costs,
+            }
+            | ({"stopped": done.stopped} if done.stopped else {})
+        )
+        write_json_atomic(self.path / "summary.json", self.summary)
+        self._upload()
+
+    def finish(self, params_sha256: list[str], seconds: float) -> None:
+        """The final summary, the table (printed too) and the plot."""
+        if not is_main():
+            return
+        whole = params_sha256[0] if len(params_sha256) == 1 else digest(params_sha256)
+        self.summary |= {
+            "complete": True,
+            "params_sha256": whole,
+            "params_sha256_by_member": params_sha256,
+            "seconds": round(seconds, 1),
+        }
+        table = accuracy_table(self.summary)
+        write_atomic(self.path / "accuracy.txt", (table + "\n").encode())
+        accuracy_plot(
+            self.summary,
+            self._local / "accuracy.png",
+            title=f"{self.config.name}: held-out accuracy by round",
+            trained_up_to=self.config.task.seed_difficulty,
+        )
+        self._writer.close()
+        write_json_atomic(self.path / "summary.json", self.summary)
+        self._upload()
+        print(f"\n{table}\n\nwritten to {self.path}: accuracy.png, summary.json, metrics.jsonl")
+
+    def _write_steps(self, done: Round, name: str) -> None:
+        for row in done.stages[name].table(STEPS_FILE).to_pylist():
+            row.pop("step")
+            self._writer.write("train", self._step, row, round=done.index)
+            self._step += 1
+
+    def _seconds(self, manifest) -> float | None:
+        path = self.store.root / "provenance" / manifest.stage / f"{manifest.key}.json"
+        return json.loads(path.read_text())["seconds"] if path.exists() else None
+
+    def _upload(self) -> None:
+        if self.store.local:
+            return
+        for path in self._local.rglob("*"):
+            if path.is_file():
+                name = path.relative_to(self._local).as_posix()
+                write_atomic(self.path / name, path.read_bytes())
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware, command and git state of this process."""
+    found = provenance(0.0)
+    del found["seconds"], found["finished"]
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    status = git("status", "--porcelain")
+    return found | {
+        "command": cli.command(),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": bool(status) if status is not None else None,
+    }

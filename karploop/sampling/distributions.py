@@ -1,0 +1,58 @@
+"""From next-token logits to the distribution that is sampled: temperature, top-k, top-p, min-p.
+
+Filters apply in the order top-k, top-p, min-p, each to the tempered distribution; a token stays if
+every filter lets it. The most probable token always stays.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn (static: a change compiles a new program)."""
+
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def filtered_logits(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Tempered logits_BxV with −inf on the tokens that may not be drawn (temperature > 0).
+
+    top-p keeps the smallest set of most probable tokens whose mass reaches p (arXiv 1904.09751);
+    min-p keeps tokens at least min_p times as probable as the best one (arXiv 2407.01082).
+    """
+    logits_BxV = logits_BxV / sampling.temperature
+    vocabulary = logits_BxV.shape[-1]
+    floor_Bx1 = jnp.full(logits_BxV.shape[:-1] + (1,), -jnp.inf)
+    if 0 < sampling.top_k < vocabulary:
+        kth_Bx1 = jax.lax.top_k(logits_BxV, sampling.top_k)[0][..., -1:]
+        floor_Bx1 = jnp.maximum(floor_Bx1, kth_Bx1)
+    if sampling.top_p < 1.0:
+        sorted_BxV = -jnp.sort(-logits_BxV, axis=-1)
+        mass_BxV = jnp.cumsum(jax.nn.softmax(sorted_BxV, axis=-1), axis=-1)
+        # A token stays while the mass before it is below p, so the best one always does.
+        before_BxV = jnp.concatenate([jnp.zeros_like(mass_BxV[..., :1]), mass_BxV[..., :-1]], -1)
+        kept_BxV = (before_BxV < sampling.top_p).at[..., 0].set(True)
+        smallest_Bx1 = jnp.min(jnp.where(kept_BxV, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
+        floor_Bx1 = jnp.maximum(floor_Bx1, smallest_Bx1)
+    if sampling.min_p > 0.0:
+        best_Bx1 = jnp.max(logits_BxV, axis=-1, keepdims=True)
+        floor_Bx1 = jnp.maximum(floor_Bx1, best_Bx1 + jnp.log(sampling.min_p))
+    return jnp.where(logits_BxV >= floor_Bx1, logits_BxV, -jnp.inf)
+
+
+def draw(keys_B: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+    """One token a row, int32_B, each row from its own key."""
+    if sampling.temperature == 0.0:
+        return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+    filtered_BxV = filtered_logits(logits_BxV, sampling)
+    return jax.vmap(jax.random.categorical)(keys_B, filtered_BxV).astype(jnp.int32)

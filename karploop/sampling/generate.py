@@ -1,0 +1,66 @@
+"""The `generate` stage: new completions for a round's prompts, committed batch by batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from karploop.config import GenerateConfig
+from karploop.data.tasks import Task
+from karploop.models.weights import Weights
+from karploop.records import PROMPTS_FILE, SAMPLES_FILE, Samples
+from karploop.sampling.distributions import Sampling
+from karploop.sampling.sampler import Sampler, batches
+from karploop.stages import StageContext
+
+
+def generate(
+    context: StageContext,
+    *,
+    sampler: Sampler,
+    weights: Weights,
+    task: Task,
+    config: GenerateConfig,
+) -> None:
+    """Samples from inputs['params'] on inputs['prompts'] into `samples.parquet` (Samples).
+
+    Of the task it uses how long an answer may be, and nothing else.
+    """
+    prompts = context.inputs["prompts"].table(PROMPTS_FILE).to_pydict()
+    params = weights.load(context.inputs["params"])
+    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
+
+    def sample(rows: range):
+        completions = sampler.complete(
+            params,
+            [prompts["prompt"][i] for i in rows],
+            list(rows),
+            context.key,
+            samples=config.samples,
+            sampling=sampling,
+            limits=[task.max_completion_length(prompts["difficulty"][i]) for i in rows],
+            batch=config.batch,
+            fused_steps=config.fused_steps,
+        )
+        ids = np.repeat(np.array(rows), config.samples)
+        flat = [c for of_prompt in completions for c in of_prompt]
+        return Samples(
+            prompt_id_S=ids,
+            sample_S=np.tile(np.arange(config.samples), len(rows)),
+            member_S=np.full(len(flat), context.rng.member),
+            difficulty_S=np.array([prompts["difficulty"][i] for i in ids]),
+            prompts=[prompts["prompt"][i] for i in ids],
+            completions=[c.text for c in flat],
+            finished_S=np.array([c.finished for c in flat]),
+            tokens=[c.tokens for c in flat],
+            logprobs=[c.logprobs for c in flat],
+            entropy_S=np.array([c.entropy for c in flat]),
+        ).to_table()
+
+    parts = []
+    count = len(prompts["prompt"])
+    with context.progress(count * config.samples, "samples") as progress:
+        for index, rows in enumerate(batches(count, config.batch)):
+            table = context.chunk(index, lambda rows=rows: sample(rows))
+            parts.append(Samples.from_table(table))
+            progress.advance(len(table), tokens=sum(map(len, parts[-1].tokens)))
+    context.write_table(SAMPLES_FILE, Samples.concatenate(parts).to_table())

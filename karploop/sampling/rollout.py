@@ -1,0 +1,158 @@
+"""Prefill each prompt once, fan its cache out to n samples, decode in chunks with early exit.
+
+Every row draws from its own key, folded from (prompt id, sample index, position): which rows share
+a batch, in what order, and on how many devices does not change a row's tokens. Log-probabilities
+are those of the unfiltered, untempered model, so that they equal the scorer's and can serve as the
+behaviour policy's in an importance ratio.
+
+Shape suffixes: P prompts, R = P · n rows, L padded prompt length, T new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from karploop.models.decoder import Cache, Decoder, init_cache
+from karploop.sampling.distributions import Sampling, draw
+
+
+class Rollout(NamedTuple):
+    """Rows 0 … n−1 belong to prompt 0, and so on."""
+
+    tokens_RxT: jax.Array  # int32; stop token included, padding after it
+    logprobs_RxT: jax.Array  # float32; 0 on padding
+    entropy_RxT: jax.Array  # float32, nats; 0 on padding
+    lengths_R: jax.Array  # int32; tokens up to and including the stop token
+    finished_R: jax.Array  # bool; the stop token was drawn
+
+
+class _State(NamedTuple):
+    step: jax.Array
+    cache: Cache
+    tokens_RxT: jax.Array
+    logprobs_RxT: jax.Array
+    entropy_RxT: jax.Array
+    lengths_R: jax.Array
+    done_R: jax.Array
+    finished_R: jax.Array
+
+
+def rollout(
+    model: Decoder,
+    params,
+    prompts_PxL: jax.Array,
+    lengths_P: jax.Array,
+    prompt_ids_P: jax.Array,
+    key: jax.Array,
+    *,
+    samples: int,
+    max_new: int,
+    sampling: Sampling,
+    stop_id: int,
+    pad_id: int,
+    fused_steps: int,
+) -> Rollout:
+    """Samples `samples` completions of up to `max_new` tokens for each prompt.
+
+    Args:
+      prompts_PxL: token ids, padded on the left.
+      lengths_P: real tokens in each row (at least 1).
+      prompt_ids_P: integers that tell prompts apart in the random stream.
+      key: the stage's key.
+      fused_steps: decode steps between two looks at whether every row has stopped.
+    """
+    prefilled, logits_PxV = _prefill(model, params, prompts_PxL, lengths_P)
+    rows, prompt_length = prompts_PxL.shape[0] * samples, prompts_PxL.shape[1]
+    chunks = -(-max(max_new - 1, 0) // fused_steps)
+    width = 1 + chunks * fused_steps  # whole chunks; cut to max_new at the end
+
+    def fan_out(x_NxPxLxHxD):
+        x_NxRxLxHxD = jnp.repeat(x_NxPxLxHxD, samples, axis=1)
+        return jnp.pad(x_NxRxLxHxD, ((0, 0), (0, 0), (0, width), (0, 0), (0, 0)))
+
+    lengths_R = jnp.repeat(lengths_P, samples)
+    keys_R = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s))(
+        jnp.repeat(prompt_ids_P, samples), jnp.tile(jnp.arange(samples), prompts_PxL.shape[0])
+    )
+    columns_S = jnp.arange(prompt_length + width)
+    prompt_start_R = prompt_length - lengths_R
+
+    def emit(state: _State, logits_RxV: jax.Array) -> _State:
+        """Draws and records the token at `state.step` from its logits."""
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_R, state.step)
+        token_R = draw(keys, logits_RxV, sampling)
+        logprobs_RxV = jax.nn.log_softmax(logits_RxV)
+        logprob_R = jnp.take_along_axis(logprobs_RxV, token_R[:, None], axis=1)[:, 0]
+        entropy_R = -jnp.sum(jnp.exp(logprobs_RxV) * logprobs_RxV, axis=-1)
+
+        def put(array_RxT, value_R, padding):
+            value_R = jnp.where(state.done_R, padding, value_R).astype(array_RxT.dtype)
+            return jax.lax.dynamic_update_slice(array_RxT, value_R[:, None], (0, state.step))
+
+        stopped_R = token_R == stop_id
+        return state._replace(
+            step=state.step + 1,
+            tokens_RxT=put(state.tokens_RxT, token_R, pad_id),
+            logprobs_RxT=put(state.logprobs_RxT, logprob_R, 0.0),
+            entropy_RxT=put(state.entropy_RxT, entropy_R, 0.0),
+            lengths_R=state.lengths_R + ~state.done_R,
+            finished_R=state.finished_R | (stopped_R & ~state.done_R),
+            done_R=state.done_R | stopped_R | (state.step + 1 >= max_new),
+        )
+
+    def decode_one(_, state: _State) -> _State:
+        """Feeds the last token, then draws the next."""
+        previous_Rx1 = jax.lax.dynamic_slice_in_dim(state.tokens_RxT, state.step - 1, 1, axis=1)
+        offset = prompt_length + state.step - 1
+        mask_RxS = (columns_S <= offset) & (columns_S >= prompt_start_R[:, None])
+        positions_Rx1 = (offset - prompt_start_R)[:, None]
+        hidden_Rx1xE, cache = model.apply(
+            params, previous_Rx1, mask_RxS[:, None, :], positions_Rx1, state.cache, offset
+        )
+        logits_RxV = model.apply(params, hidden_Rx1xE[:, 0], method="logits")
+        return emit(state._replace(cache=cache), logits_RxV)
+
+    state = _State(
+        step=jnp.int32(0),
+        cache=Cache(*map(fan_out, prefilled)),
+        tokens_RxT=jnp.full((rows, width), pad_id, jnp.int32),
+        logprobs_RxT=jnp.zeros((rows, width), jnp.float32),
+        entropy_RxT=jnp.zeros((rows, width), jnp.float32),
+        lengths_R=jnp.zeros((rows,), jnp.int32),
+        finished_R=jnp.zeros((rows,), bool),
+        done_R=jnp.zeros((rows,), bool),
+    )
+    state = emit(state, jnp.repeat(logits_PxV, samples, axis=0))
+    state = jax.lax.while_loop(
+        lambda s: ~jnp.all(s.done_R),
+        lambda s: jax.lax.fori_loop(0, fused_steps, decode_one, s),
+        state,
+    )
+    return Rollout(
+        tokens_RxT=state.tokens_RxT[:, :max_new],
+        logprobs_RxT=state.logprobs_RxT[:, :max_new],
+        entropy_RxT=state.entropy_RxT[:, :max_new],
+        lengths_R=state.lengths_R,
+        finished_R=state.finished_R,
+    )
+
+
+def _prefill(model: Decoder, params, prompts_PxL, lengths_P):
+    """Cache over the prompts, and the logits_PxV of each prompt's first new token."""
+    rows, length = prompts_PxL.shape
+    columns_L = jnp.arange(length)
+    start_Px1 = (length - lengths_P)[:, None]
+    real_PxL = columns_L >= start_Px1
+    causal_LxL = columns_L[:, None] >= columns_L
+    # A padding query sees itself, so that no softmax runs over nothing; no real query sees it.
+    mask_PxLxL = jnp.where(
+        real_PxL[:, :, None], causal_LxL & real_PxL[:, None, :], jnp.eye(length, dtype=bool)
+    )
+    positions_PxL = jnp.maximum(columns_L - start_Px1, 0)
+    hidden_PxLxE, cache = model.apply(
+        params, prompts_PxL, mask_PxLxL, positions_PxL, init_cache(model.config, rows, length), 0
+    )
+    return cache, model.apply(params, hidden_PxLxE[:, -1], method="logits")

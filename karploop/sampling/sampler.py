@@ -1,0 +1,181 @@
+"""The compiled sampler: text prompts in, text completions out, one program for a whole run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from karploop.data.tokenizer import CharTokenizer
+from karploop.errors import UserError
+from karploop.mesh import batch_sharding, put, replicated, to_host
+from karploop.models.weights import Weights
+from karploop.sampling.distributions import Sampling
+from karploop.sampling.rollout import rollout
+from karploop.sampling.score import score
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation of a prompt."""
+
+    text: str
+    tokens: list[int]  # stop token included
+    logprobs: list[float]  # unfiltered model, nats
+    entropy: float  # mean over its tokens, nats
+    finished: bool
+
+
+class Sampler:
+    """Sampling and scoring programs for fixed prompt and completion lengths.
+
+    All `jax.jit` calls of sampling stand here. Shapes depend only on the constructor's arguments
+    and the batch size, so that a run compiles each program once.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        tokenizer: CharTokenizer,
+        *,
+        prompt_length: int,
+        completion_length: int,
+    ):
+        """Lengths are in characters; the start and stop tokens come on top."""
+        self.tokenizer = tokenizer
+        self.prompt_length = prompt_length + 1
+        self.completion_length = completion_length + 1
+        self.mesh = weights.mesh
+        model, mesh = weights.model, weights.mesh
+        rows, whole = batch_sharding(mesh), replicated(mesh)
+
+        def decode(params, prompts_PxL, lengths_P, prompt_ids_P, key, samples, sampling, fused):
+            # The one change of layout: parameters lose their fsdp split here, before the loop.
+            params = jax.lax.with_sharding_constraint(params, weights.decode_shardings)
+            return rollout(
+                model,
+                params,
+                prompts_PxL,
+                lengths_P,
+                prompt_ids_P,
+                key,
+                samples=samples,
+                max_new=self.completion_length,
+                sampling=sampling,
+                stop_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+                fused_steps=fused,
+            )
+
+        self._decode = jax.jit(
+            decode,
+            static_argnums=(5, 6, 7),
+            in_shardings=(weights.shardings, rows, rows, rows, whole),
+            out_shardings=whole,
+        )
+        self._score = jax.jit(
+            functools.partial(score, model),
+            in_shardings=(weights.shardings, rows, rows),
+            out_shardings=whole,
+        )
+
+    def complete(
+        self,
+        params: Any,
+        prompts: Sequence[str],
+        prompt_ids: Sequence[int],
+        key: jax.Array,
+        *,
+        samples: int,
+        sampling: Sampling,
+        limits: Sequence[int],
+        batch: int,
+        fused_steps: int = 4,
+    ) -> list[list[Completion]]:
+        """`samples` completions for each of at most `batch` prompts.
+
+        A completion of more than its prompt's limit of characters is cut there and counts as not
+        finished, so that results do not depend on the length that the program was compiled for.
+
+        Raises:
+          UserError: a prompt is longer than the sampler's prompt length.
+        """
+        tokens_PxL, lengths_P = self._pad_left(prompts, batch)
+        ids_P = np.zeros(batch, np.uint32)
+        ids_P[: len(prompts)] = prompt_ids
+        rows = batch_sharding(self.mesh)
+        host = to_host(
+            self._decode(
+                params,
+                put(tokens_PxL, rows),
+                put(lengths_P, rows),
+                put(ids_P, rows),
+                key,
+                samples,
+                sampling,
+                fused_steps,
+            )
+        )
+
+        def completion(row: int) -> Completion:
+            limit = limits[row // samples] + 1  # the stop token on top
+            n = min(int(host.lengths_R[row]), limit)
+            tokens = host.tokens_RxT[row, :n].tolist()
+            return Completion(
+                text=self.tokenizer.decode(tokens),
+                tokens=tokens,
+                logprobs=host.logprobs_RxT[row, :n].tolist(),
+                entropy=float(host.entropy_RxT[row, :n].mean(dtype=np.float64)),
+                finished=bool(host.finished_R[row]) and host.lengths_R[row] <= limit,
+            )
+
+        return [
+            [completion(p * samples + s) for s in range(samples)] for p in range(len(prompts))
+        ]
+
+    def score(
+        self, params: Any, prompts: Sequence[str], continuations: Sequence[str], batch: int
+    ) -> list[np.ndarray]:
+        """Log-probabilities (nats) of each continuation's tokens and the stop token after them."""
+        encode = self.tokenizer.encode
+        starts = [[self.tokenizer.bos_id, *encode(p)] for p in prompts]
+        ends = [[*encode(c), self.tokenizer.eos_id] for c in continuations]
+        tokens_BxL = np.full(
+            (batch, self.prompt_length + self.completion_length), self.tokenizer.pad_id, np.int32
+        )
+        lengths_B = np.ones(batch, np.int32)
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            tokens_BxL[row, : len(start) + len(end)] = start + end
+            lengths_B[row] = len(start) + len(end)
+        rows = batch_sharding(self.mesh)
+        logprobs_BxL = to_host(self._score(params, put(tokens_BxL, rows), put(lengths_B, rows)))
+        return [
+            logprobs_BxL[row, len(start) : len(start) + len(end)]
+            for row, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ]
+
+    def _pad_left(self, prompts: Sequence[str], batch: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens_PxL = np.full((batch, self.prompt_length), self.tokenizer.pad_id, np.int32)
+        lengths_P = np.ones(batch, np.int32)
+        tokens_PxL[:, -1] = self.tokenizer.bos_id  # rows beyond the prompts: a lone start token
+        for row, prompt in enumerate(prompts):
+            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            if len(ids) > self.prompt_length:
+                raise UserError(
+                    f"a prompt of {len(ids) - 1} characters exceeds the sampler's "
+                    f"{self.prompt_length - 1}: '{prompt}'"
+                )
+            tokens_PxL[row, -len(ids) :] = ids
+            lengths_P[row] = len(ids)
+        return tokens_PxL, lengths_P
+
+
+def batches(count: int, size: int) -> list[range]:
+    """Ranges of at most `size` that cover 0 … count − 1."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+

@@ -1,0 +1,25 @@
+"""Log-probabilities of given continuations."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from karploop.models.decoder import Decoder, packed_mask
+
+
+def score(model: Decoder, params, tokens_BxL: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Log-probability of each token given those before it, logprobs_BxL in float32 (nats).
+
+    Rows are padded on the right. The first token has nothing before it: its entry is 0, as are
+    those of the padding.
+    """
+    length = tokens_BxL.shape[1]
+    real_BxL = jnp.arange(length) < lengths_B[:, None]
+    positions_BxL = jnp.broadcast_to(jnp.arange(length), tokens_BxL.shape)
+    mask_BxLxL = packed_mask(real_BxL.astype(jnp.int32))
+    hidden_BxLxE, _ = model.apply(params, tokens_BxL, mask_BxLxL, positions_BxL)
+    logits_BxLxV = model.apply(params, hidden_BxLxE[:, :-1], method="logits")
+    logprobs_BxLxV = jax.nn.log_softmax(logits_BxLxV)
+    taken_BxL = jnp.take_along_axis(logprobs_BxLxV, tokens_BxL[:, 1:, None], axis=-1)[..., 0]
+    return jnp.where(real_BxL, jnp.pad(taken_BxL, ((0, 0), (1, 0))), 0.0)

@@ -1,0 +1,259 @@
+"""Runs a stage, or finds that it has been run.
+
+A stage is a function of its own sub-config, its inputs and a PRNG key. `Stages.run` names the
+result by the hash of exactly those (and of the code), looks it up in the store, and only calls the
+function when it is not there. Resuming a run, sharing prefixes between the arms of a sweep and
+tracing a row to its origins are all this one look-up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import platform
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from karploop import mesh as mesh_lib
+from karploop.fingerprint import fingerprint
+from karploop.reporting.progress import Progress
+from karploop.store import Manifest, Store, digest, file_sha256, write_atomic
+
+
+class Stopped(Exception):
+    """The user asked for a stop (SIGTERM, Ctrl-C); everything up to a stage's chunk is kept."""
+
+
+@dataclass(frozen=True)
+class Rng:
+    """Identity of a stage's randomness: one key per (seed, member, round, stage name)."""
+
+    seed: int
+    member: int
+    round: int  # −1 before the first round
+
+    def words(self, stage: str) -> list[int]:
+        return [self.seed, self.member, self.round + 1, zlib.crc32(stage.encode())]
+
+    def key(self, stage: str) -> jax.Array:
+        """The root key folded with member, round and stage, for device code."""
+        words = self.words(stage)
+        key = jax.random.key(words[0])
+        for word in words[1:]:
+            key = jax.random.fold_in(key, word)
+        return key
+
+    def numpy(self, stage: str) -> np.random.Generator:
+        """The same identity for host code."""
+        return np.random.default_rng(self.words(stage))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A handle on a committed stage; its files are read when asked for."""
+
+    manifest: Manifest
+    store: Store
+    recompute: Callable[[], None] = field(repr=False)
+
+    @property
+    def content(self) -> str:
+        return self.manifest.content
+
+    @property
+    def reference(self) -> dict[str, str]:
+        m = self.manifest
+        return {"stage": m.stage, "key": m.key, "content": m.content}
+
+    def path(self, name: str) -> pathlib.Path:
+        """A local, verified file; computed again if garbage collection has removed it."""
+        if self.store.collected(self.manifest.stage, self.manifest.key):
+            self.recompute()
+        return self.store.fetch(self.manifest, name)
+
+    def table(self, name: str) -> pa.Table:
+        return pq.read_table(self.path(name))
+
+
+@dataclass
+class StageContext:
+    """What a running stage sees of the world."""
+
+    inputs: Mapping[str, Artifact]
+    rng: Rng
+    stage: str
+    directory: pathlib.Path  # files left here are committed
+    partial: epath.Path  # survives kills until the commit
+    progress: Callable[..., Any]  # (total, unit) → context manager with advance()
+    stop_requested: Callable[[], bool]
+    say: Callable[[str], None]
+
+    @property
+    def key(self) -> jax.Array:
+        return self.rng.key(self.stage)
+
+    @property
+    def numpy_rng(self) -> np.random.Generator:
+        return self.rng.numpy(self.stage)
+
+    def check_stop(self) -> None:
+        """Raises Stopped, on every process alike, if any was asked to stop."""
+        if mesh_lib.any_process(self.stop_requested()):
+            raise Stopped
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        pq.write_table(table, self.directory / name, compression="zstd")
+
+    def chunk(self, index: int, compute: Callable[[], pa.Table]) -> pa.Table:
+        """Part `index` of a long stage: read if an earlier attempt kept it, else computed and kept.
+
+        The file's name ends in its SHA-256: a torn or damaged part is computed again.
+        """
+        prefix = f"chunk-{index:05d}-"
+        found = sorted(self.partial.glob(f"{prefix}*")) if self.partial.exists() else []
+        whole = [p for p in found if p.name == f"{prefix}{file_sha256(p)}.parquet"]
+        if mesh_lib.agree(lambda: bool(whole)):
+            return pq.read_table(pa.BufferReader(whole[0].read_bytes()))
+        self.check_stop()
+        table = compute()
+        if mesh_lib.is_main():
+            for damaged in found:
+                self.say(f"store: damaged chunk {damaged}, computed again")
+                damaged.unlink(missing_ok=True)
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            data = sink.getvalue().to_pybytes()
+            write_atomic(self.partial / f"{prefix}{_sha256(data)}.parquet", data)
+        mesh_lib.barrier(f"{self.stage} chunk {index}")
+        return table
+
+
+class Stages:
+    """Executes stages against one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        progress: Progress,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ):
+        self.store = store
+        self.progress = progress
+        self.stop_requested = stop_requested
+
+    def run(
+        self,
+        stage: str,
+        function: Callable[[StageContext], None],
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        rng: Rng,
+        modules: tuple[str, ...] = (),
+        keyed: bool = True,
+    ) -> Artifact:
+        """The artifact of `function`, from the store when it is there.
+
+        Args:
+          stage: name of the stage, and folder in the store.
+          function: writes its files into `context.directory`; may be a `functools.partial`.
+          config: JSON-able settings that the result depends on, all of them.
+          inputs: earlier artifacts; their *content* enters the key, so that a stage recomputed to
+            the same bytes invalidates nothing.
+          rng: identity of the randomness. It enters the key unless `keyed` is false, which is for
+            stages without randomness (the same measurement under another seed is the same).
+          modules: further modules whose code decides the result (a user's own task or filter).
+        """
+        version = fingerprint(_module(function), *modules)
+        identity = {
+            "stage": stage,
+            "version": version,
+            "config": dict(config),
+            "inputs": {name: artifact.reference for name, artifact in inputs.items()},
+            "rng": dataclasses.asdict(rng) if keyed else None,
+        }
+        contents = {name: artifact.content for name, artifact in inputs.items()}
+        key = digest(identity | {"inputs": contents})[:32]
+        identity["key"] = key
+
+        def compute() -> None:
+            self._compute(function, identity, inputs, rng)
+
+        if mesh_lib.agree(lambda: self.store.find(stage, key) is not None):
+            self.progress.reused(rng.round, stage, key)
+        else:
+            self._checked_stop()
+            compute()
+        return Artifact(self.store.manifest(stage, key), self.store, compute)
+
+    def _checked_stop(self) -> None:
+        if mesh_lib.any_process(self.stop_requested()):
+            raise Stopped
+
+    def _compute(self, function, identity: dict[str, Any], inputs, rng: Rng) -> None:
+        stage, key = identity["stage"], identity["key"]
+        lock = self.store.lock(f"{stage}-{key}", wait=True)
+        if not mesh_lib.is_main():
+            lock = self.store.lock(f"{stage}-{key}-{jax.process_index()}", wait=True)
+        with lock, self.store.scratch() as directory:
+            committed = lambda: (  # noqa: E731 - by another run, while this one waited
+                self.store.find(stage, key) is not None and not self.store.collected(stage, key)
+            )
+            if not mesh_lib.agree(committed):
+                context = StageContext(
+                    inputs=inputs,
+                    rng=rng,
+                    stage=stage,
+                    directory=directory,
+                    partial=self.store.partial(stage, key),
+                    progress=lambda total, unit: self.progress.stage(rng.round, stage, total, unit),
+                    stop_requested=self.stop_requested,
+                    say=self.progress.say,
+                )
+                started = time.time()
+                function(context)
+                if mesh_lib.is_main():
+                    self.store.record(stage, key, provenance(time.time() - started))
+                    self.store.commit(directory, **identity)
+                    self.store.remove_partial(stage, key)
+            mesh_lib.barrier(f"{stage} {key} committed")
+
+
+def provenance(seconds: float) -> dict[str, Any]:
+    """Versions, hardware and cost of what was just computed."""
+    device = jax.devices()[0]
+    return {
+        "seconds": round(seconds, 3),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _module(function: Callable) -> str:
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    return function.__module__
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,68 @@
+"""Optimisers and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import jax
+import optax
+import optax.contrib
+
+from karploop.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Warm-up, stable, decay (arXiv 2404.06395): linear up, flat, linear down to `final` × peak.
+
+    Computed on the host and passed to the step as an argument, so that stages of different length
+    share one compiled program.
+    """
+    warmup, decay = config.warmup * steps, config.decay * steps
+    up = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    left = steps - step
+    down = config.final + (1 - config.final) * left / decay if decay and left < decay else 1.0
+    return config.learning_rate * min(up, down)
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """An optimiser at unit learning rate: the training step multiplies its updates by the rate.
+
+    AdamW decays matrices only. Muon (orthogonalised momentum, arXiv 2502.16982) takes the matrices
+    inside the layers at `muon_scale` times the learning rate; embedding, head and norm scales stay
+    with Adam. Gradients are clipped to a global norm of `clip_norm` first.
+    """
+    if config.name == "muon":
+        direction = optax.contrib.muon(
+            config.muon_scale,
+            adam_learning_rate=1.0,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_matrix_axes,
+        )
+    else:
+        direction = optax.adamw(
+            1.0,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, direction)
+
+
+def _matrix_axes(params):
+    """Which axes of each layer matrix are its input and its output; None for everything else."""
+
+    def axes(path, x):
+        name = path[-1].key
+        if name in ("query", "key", "value"):  # (embed, heads, head width)
+            return optax.contrib.MuonDimensionNumbers(0, (1, 2))
+        if name == "out":  # (heads, head width, embed)
+            return optax.contrib.MuonDimensionNumbers((0, 1), 2)
+        if name in ("up", "gate", "down"):
+            return optax.contrib.MuonDimensionNumbers(0, 1)
+        return None
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,0 +1,163 @@
+"""The training stages: `warmup` on seed data from scratch, `train` on all that has been kept."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from karploop.config import TrainConfig
+from karploop.data.tokenizer import CharTokenizer
+from karploop.errors import UserError
+from karploop.mesh import barrier, to_host
+from karploop.models.weights import Weights
+from karploop.records import EXAMPLES_FILE, Examples
+from karploop.stages import StageContext
+from karploop.training.checkpoints import Checkpoints
+from karploop.training.optimizer import learning_rate
+from karploop.training.packing import pack, stream, tokenize
+from karploop.training.trainer import Metrics, Trainer
+
+STEPS_FILE, ROWS_FILE = "steps.parquet", "rows.parquet"
+
+
+class Diverged(Exception):
+    """The loss is not a number; the last good state is kept."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Examples laid end to end with the weight at which each is drawn."""
+
+    examples: Examples
+    weights_N: np.ndarray
+
+
+def train(
+    context: StageContext,
+    *,
+    trainer: Trainer,
+    weights: Weights,
+    tokenizer: CharTokenizer,
+    config: TrainConfig,
+) -> None:
+    """Supervised fine-tuning; writes parameters, metrics by step, and how often each row was used.
+
+    Starts from inputs['params'], or from fresh parameters where there is no such input. Trains on
+    inputs['seed'] and on inputs['kept_0'] … 'kept_r', the selections of all rounds (accumulate,
+    arXiv 2404.01413).
+
+    Raises:
+      Diverged: the loss became NaN or infinite; names the step and the batch's examples.
+      Stopped: the user asked to stop; a checkpoint has been written.
+    """
+    mixture = mix(context, config)
+    examples = tokenize(
+        tokenizer, mixture.examples.prompts, mixture.examples.completions, config.row_length
+    )
+    batches = pack(
+        examples, stream(mixture.weights_N, context.numpy_rng), config.rows, config.row_length
+    )
+    checkpoints = Checkpoints(context.partial)
+    found = checkpoints.restore(trainer.abstract)
+    if found:
+        start, state, log = found[0], found[1], list(found[2])
+    else:
+        given = context.inputs.get("params")
+        params = weights.take(given) if given else weights.init(context.key)
+        start, state, log = 0, trainer.start(params), []
+    seen_N = np.zeros(len(examples), np.int64)
+    for _, rows in itertools.islice(batches, start):  # the same stream as before the interruption
+        np.add.at(seen_N, rows, 1)
+
+    pending: tuple[int, Metrics, list[int]] | None = None
+
+    def settle() -> str:
+        """Reads the metrics of the step before, while the device works on the current one."""
+        if pending is None:
+            return ""
+        step, metrics, rows = pending
+        values = [float(x) for x in to_host(metrics)]
+        if not math.isfinite(values[0]):
+            raise Diverged(_blame(step, values[0], mixture.examples, rows, start))
+        log.append([step, *values, learning_rate(config.optimizer, step, config.steps)])
+        return f"loss {values[0]:.4f}"
+
+    with context.progress(config.steps, "steps") as progress:
+        progress.advance(start)
+        for step in range(start, config.steps):
+            batch, rows = next(batches)
+            np.add.at(seen_N, rows, 1)
+            rate = learning_rate(config.optimizer, step, config.steps)
+            state, metrics = trainer.step(state, batch, rate)
+            note = settle()
+            pending = (step, metrics, rows)
+            progress.advance(1, tokens=int((batch.segments_BxL > 0).sum()), note=note)
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                settle()
+                pending = None
+                checkpoints.save(step + 1, state, np.array(log))
+                _stop_if_asked(context, checkpoints)
+        settle()
+    checkpoints.wait()
+    checkpoints.close()
+    barrier("training finished")
+    weights.save(state.params, context.directory)
+    names = ["step", *Metrics._fields, "learning_rate"]
+    columns = np.array(log).T
+    context.write_table(STEPS_FILE, pa.table(dict(zip(names, columns, strict=True))))
+    context.write_table(ROWS_FILE, _usage(mixture.examples, seen_N))
+
+
+def mix(context: StageContext, config: TrainConfig) -> Mixture:
+    """Seed rows and the kept rows of every round, each at the weight that the config gives it."""
+    kept = sorted((n for n in context.inputs if n.startswith("kept_")), key=lambda n: int(n[5:]))
+    parts, weights = [], []
+    for name in ["seed", *kept]:
+        examples = Examples.from_table(context.inputs[name].table(EXAMPLES_FILE))
+        if name == "seed":
+            weight = config.seed_weight
+        else:
+            weight = config.newest_weight if name == kept[-1] else config.earlier_weight
+        parts.append(examples)
+        weights.append(np.full(len(examples), weight))
+    weights_N = np.concatenate(weights)
+    if not weights_N.sum() > 0:
+        raise UserError(
+            f"nothing to train on: {len(weights_N)} rows, all of weight 0. Raise 'seed_weight', "
+            "'earlier_weight' or 'newest_weight'"
+        )
+    return Mixture(Examples.concatenate(parts), weights_N)
+
+
+def _stop_if_asked(context: StageContext, checkpoints: Checkpoints) -> None:
+    try:
+        context.check_stop()
+    except BaseException:
+        checkpoints.wait()
+        raise
+
+
+def _usage(examples: Examples, seen_N: np.ndarray) -> pa.Table:
+    """Which rows entered an update, and how often; what lineage is traced by."""
+    used = np.flatnonzero(seen_N)
+    return pa.table(
+        {
+            "source": [examples.source[i] for i in used],
+            "row": examples.row[used],
+            "times": seen_N[used],
+        }
+    )
+
+
+def _blame(step: int, loss: float, examples: Examples, rows: Sequence[int], start: int) -> str:
+    shown = ", ".join(f"{examples.source[r][:12]}:{examples.row[r]}" for r in rows[:5])
+    return (
+        f"the loss is {loss} at step {step}: training stops here and the last good state (step "
+        f"{start} or a later checkpoint) is kept. The batch holds {len(rows)} examples, first "
+        f"{shown}. Lower the learning rate or the gradient's clip_norm, then run again"
+    )

@@ -1,0 +1,106 @@
+"""The compiled training step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from karploop.config import OptimizerConfig
+from karploop.mesh import batch_sharding, put, replicated
+from karploop.models.decoder import Decoder, packed_mask
+from karploop.models.weights import Weights
+from karploop.training.optimizer import make_optimizer
+from karploop.training.packing import Batch
+
+
+class TrainState(NamedTuple):
+    params: Any
+    opt_state: Any
+
+
+class Metrics(NamedTuple):
+    """Of one step, over the target tokens of its batch."""
+
+    loss: jax.Array  # mean negative log-likelihood, nats a token
+    accuracy: jax.Array  # share of tokens whose most probable prediction is right
+    grad_norm: jax.Array  # global norm before clipping
+
+
+def sft_loss(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy over target tokens (each token counts the same), and their accuracy."""
+    hidden_BxLxE, _ = model.apply(
+        params, batch.tokens_BxL, packed_mask(batch.segments_BxL), batch.positions_BxL
+    )
+    logits_BxLxV = model.apply(params, hidden_BxLxE, method="logits")
+    losses_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, batch.targets_BxL)
+    right_BxL = jnp.argmax(logits_BxLxV, axis=-1) == batch.targets_BxL
+    count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
+    loss = (losses_BxL * batch.weights_BxL).sum() / count
+    return loss, (right_BxL * batch.weights_BxL).sum() / count
+
+
+class Trainer:
+    """Optimiser state and the jitted step of one optimiser over one architecture.
+
+    All `jax.jit` calls of training stand here, with their shardings and what they donate.
+    """
+
+    def __init__(self, weights: Weights, config: OptimizerConfig):
+        self.mesh = weights.mesh
+        model, optimizer = weights.model, make_optimizer(config)
+        whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
+        abstract = jax.eval_shape(optimizer.init, weights.abstract)
+        opt_shardings = _follow(abstract, weights.shardings, whole)
+        self.shardings = TrainState(weights.shardings, opt_shardings)
+        self.abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            TrainState(weights.abstract, abstract),
+            self.shardings,
+        )
+
+        def step(state: TrainState, batch: Batch, rate: jax.Array):
+            loss_of = lambda params: sft_loss(model, params, batch)  # noqa: E731
+            (loss, accuracy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+            metrics = Metrics(loss, accuracy, optax.global_norm(grads))
+            return TrainState(params, opt_state), metrics
+
+        self._step = jax.jit(
+            step,
+            in_shardings=(self.shardings, rows, whole),
+            out_shardings=(self.shardings, whole),
+            donate_argnums=0,
+        )
+        self._init_opt = jax.jit(optimizer.init, out_shardings=opt_shardings)
+
+    def start(self, params: Any) -> TrainState:
+        """Fresh optimiser state around `params`, which the first step donates."""
+        return TrainState(params, self._init_opt(params))
+
+    def step(self, state: TrainState, batch: Batch, rate: float) -> tuple[TrainState, Metrics]:
+        """One update; `state` is donated. Returns before the device has finished."""
+        rows = batch_sharding(self.mesh)
+        on_device = Batch(*(put(array, rows) for array in batch))
+        return self._step(state, on_device, jnp.float32(rate))
+
+
+def _follow(opt_state: Any, shardings: Any, otherwise: NamedSharding) -> Any:
+    """Shardings of an optimiser's state: a moment lies where its parameter lies.
+
+    A moment is known by its path, which ends in its parameter's path whatever optax wraps around.
+    """
+    by_path = [
+        (jax.tree_util.keystr(path), sharding)
+        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+    ]
+
+    def find(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return next((s for suffix, s in by_path if name.endswith(suffix)), otherwise)
+
+    return jax.tree_util.tree_map_with_path(find, opt_state)
