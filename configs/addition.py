@@ -4,15 +4,26 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    optimizer = dict(name="muon", learning_rate=3e-3, muon_scale=6.7, b2=0.95, weight_decay=0.0, clip_norm=1.0)
-    c = ConfigDict(dict(
-        name="addition", rounds=5,
-        task=dict(name="interleaved_addition", seed_difficulty=5, seed_problems=40000),
-        model=dict(layers=3, width=64, heads=4, head_width=16, mlp_width=256),
-        warmup=dict(steps=1200, rows=16, row_length=64, optimizer=optimizer),
-        train=dict(steps=250, rows=16, row_length=64, optimizer=optimizer),
-        generate=dict(prompts=2048, temperature=0.0),
-    ))
+    shape = dict(rows=16, row_length=64, mixing="by_difficulty")
+    muon = dict(name="muon", learning_rate=3e-3, b2=0.95, weight_decay=0.0)
+    c = ConfigDict(
+        dict(
+            name="addition",
+            rounds=8,
+            task=dict(name="interleaved_addition", seed_difficulty=5, seed_problems=40_000),
+            model=dict(layers=3, width=64, heads=4, head_width=16, mlp_width=256),
+            warmup=dict(steps=1500, optimizer=dict(muon, warmup=0.033, decay=0.4), **shape),
+            train=dict(
+                steps=200,
+                newest_share=0.5,
+                optimizer=dict(muon, learning_rate=1.5e-3, decay=0.6),
+                **shape,
+            ),
+            generate=dict(
+                prompts=4096, temperature=0.0, spread=2, max_difficulty=10, advance=0.01
+            ),
+        )
+    )
     if arg == "tiny":
         c.rounds = 2
         c.warmup.steps = 30

@@ -11,12 +11,15 @@ import json
 from dataclasses import asdict, dataclass
 
 from karploop.config import TrainConfig
+from karploop.curriculum import following, window
 from karploop.data.sources import held_out_sets, round_prompts, seed_data
+from karploop.filtering.noise import corrupt
 from karploop.filtering.select import select
 from karploop.judging.judge import judge
 from karploop.machinery import Machinery
 from karploop.oversight.evaluate import EVALS_FILE, evaluate
 from karploop.oversight.watch import WATCH_FILE, watch
+from karploop.records import SELECTION_FILE, Samples, Selection
 from karploop.sampling.generate import generate
 from karploop.stages import Artifact, Rng, Stages
 from karploop.training.train import train
@@ -108,21 +111,25 @@ class Bindings:
             rng=self._rng(index, member),
         )
 
-    def prompts(self, index: int) -> Artifact:
-        difficulty = self.config.round_difficulty(index)
+    def prompts(self, index: int, newest: int) -> Artifact:
+        difficulties = window(self.config, newest)
         count = self.config.generate.prompts
         return self._run(
             "prompts",
-            functools.partial(round_prompts, **self.problems, difficulty=difficulty, count=count),
-            config=self.where | {"difficulty": difficulty, "prompts": count},
+            functools.partial(
+                round_prompts, **self.problems, difficulties=difficulties, count=count
+            ),
+            config=self.where | {"difficulties": difficulties, "prompts": count},
             inputs={},
             rng=self._rng(index),
         )
 
     def generate(self, index: int, member: int, prompts: Artifact, params: Artifact) -> Artifact:
         settings = asdict(self.config.generate)
-        for name in ("prompts", "difficulty_step", "batch", "fused_steps"):
-            del settings[name]  # in the prompts already, or without effect on the samples
+        for name in ("prompts", "difficulty_step", "max_difficulty", "spread", "advance"):
+            del settings[name]  # in the prompts already
+        for name in ("batch", "fused_steps"):
+            del settings[name]  # without effect on the samples
         return self._run(
             "generate",
             functools.partial(
@@ -147,7 +154,7 @@ class Bindings:
             "judge",
             functools.partial(judge, name=name, task=self.m.task, config=config),
             config={"judge": name, "task": self.where["name"]} | asdict(config),
-            inputs=_by_member(samples),
+            inputs=_inputs(samples),
             rng=self._rng(index),
             keyed=False,
         )
@@ -161,7 +168,7 @@ class Bindings:
                 select, chosen=self.m.chosen, matched=self.m.matched, config=config
             ),
             settings,
-            _by_member(samples) | ({"verdicts": verdicts} if verdicts else {}),
+            _inputs(samples) | ({"verdicts": verdicts} if verdicts else {}),
             index,
         )
 
@@ -178,15 +185,34 @@ class Bindings:
             modules=modules,
         )
 
+    def corrupt(self, index: int, selection: Artifact) -> Artifact:
+        """The selection itself, unless the config asks for noise in this round."""
+        noise = self.config.noise
+        if not noise.rate or not noise.first_round <= index <= noise.last_round:
+            return selection
+        return self._run(
+            "corrupt",
+            functools.partial(corrupt, config=noise),
+            config={"rate": noise.rate, "structure": noise.structure},
+            inputs={"kept": selection},
+            rng=self._rng(index),
+        )
+
     def watch(self, index: int, samples: dict[int, Artifact], selection: Artifact) -> Artifact:
         return self._run(
             "watch",
             functools.partial(watch, task=self.m.task),
             config={"task": self.where["name"]},
-            inputs=_by_member(samples) | {"selection": selection},
+            inputs=_inputs(samples) | {"selection": selection},
             rng=self._rng(index),
             keyed=False,
         )
+
+    def next_difficulty(self, newest: int, samples: dict[int, Artifact], selection: Artifact) -> int:
+        """The next round's newest difficulty, by what this round kept."""
+        rows = Samples.gather(_inputs(samples))
+        kept_S = Selection.from_table(selection.table(SELECTION_FILE)).kept_S
+        return following(self.config, newest, rows.difficulty_S, kept_S)
 
     def finish(
         self, index: int, done: dict[str, Artifact], params: Artifact, stopped: str = ""
@@ -212,5 +238,10 @@ class Bindings:
         return Round(index, shared | done | {"evaluate": evaluated}, evals, metrics, stopped)
 
 
-def _by_member(samples: dict[int, Artifact]) -> dict[str, Artifact]:
+def by_member(stage: str, artifacts: dict[int, Artifact]) -> dict[str, Artifact]:
+    """A round's artifacts by name: 'train' for the first member, 'train.1' for the second, …"""
+    return {f"{stage}.{m}" if m else stage: artifact for m, artifact in artifacts.items()}
+
+
+def _inputs(samples: dict[int, Artifact]) -> dict[str, Artifact]:
     return {f"samples_{member}": artifact for member, artifact in samples.items()}

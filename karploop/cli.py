@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags, logging
 
 from karploop.config import Config, resolve
-from karploop.errors import UserError
+from karploop.errors import RunFailed, UserError
 
 _PREFIX = "--config."
 
@@ -53,6 +53,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
     except flags.Error as error:
         print(f"error: {error}\nRun with --help for the flags.", file=sys.stderr)
         code = 2

@@ -87,20 +87,24 @@ class TrainConfig:
     steps: int = option(300, low=1)
     rows: int = option(8, low=1)  # packed rows a step
     row_length: int = option(128, low=4)  # tokens a row
-    seed_weight: float = option(1.0, low=0.0)  # how often a seed row is drawn, relative to others
-    earlier_weight: float = option(1.0, low=0.0)  # … a row kept in an earlier round
-    newest_weight: float = option(1.0, low=0.0)  # … a row kept in this round
+    # union: every row of the accumulated data is drawn equally often; by_difficulty: difficulties
+    # are drawn in proportion to their value, whatever the number of their rows.
+    mixing: str = option("union", choices=("union", "by_difficulty"))
+    newest_share: float = option(0.0, low=0.0, high=1.0)  # of draws, from this round's rows; 0: off
     checkpoint_every: int = option(100, low=1)  # steps between mid-stage checkpoints
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """One round's sampling: new prompts, one difficulty step beyond the last round's."""
+    """One round's sampling: new prompts, and the curriculum that decides how hard they are."""
 
     prompts: int = option(2048, low=1)
     samples: int = option(1, low=1)  # completions a prompt
     difficulty_step: int = option(1, low=0)  # 0 keeps sampling at the seed difficulty
+    max_difficulty: int = option(0, low=0)  # where the curriculum ends; 0: nowhere
+    spread: int = option(1, low=1)  # difficulties a round: the newest and those just below it
+    advance: float = option(0.0, low=0.0, high=1.0)  # yield at the newest that unlocks the next
     temperature: float = option(1.0, low=0.0)  # 0: greedy
     top_k: int = option(0, low=0)  # 0: off
     top_p: float = option(1.0, low=0.0, high=1.0)  # 1: off
@@ -125,7 +129,18 @@ class FilterConfig:
     slack: int = option(1, low=0)  # length: characters a completion may lack to the batch's longest
     rate: float = option(0.5, low=0.0, high=1.0)  # random: share kept, unless `match` is set
     match: str = ""  # random: keep as many rows as this other filter would
-    on_empty: str = option("stop", choices=("stop", "skip"))  # when nothing is kept
+    # When nothing is kept: end the loop, go on to the next round, or train on the earlier data.
+    on_empty: str = option("stop", choices=("stop", "skip", "train"))
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Wrong labels put in on purpose, for ablations; off at rate 0."""
+
+    rate: float = option(0.0, low=0.0, high=1.0)  # share of the kept rows
+    structure: str = option("digit", choices=("digit", "random", "swap", "drop"))
+    first_round: int = option(0, low=0)  # rounds first_round … last_round are noisy
+    last_round: int = option(1_000_000, low=0)
 
 
 @dataclass(frozen=True)
@@ -160,19 +175,11 @@ class Config:
     generate: GenerateConfig = GenerateConfig()
     judge: JudgeConfig = JudgeConfig()
     filter: FilterConfig = FilterConfig()
+    noise: NoiseConfig = NoiseConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     retention: RetentionConfig = RetentionConfig()
 
-    def round_difficulty(self, round_index: int) -> int:
-        """The difficulty at which round `round_index` (from 0) samples."""
-        return self.task.seed_difficulty + (round_index + 1) * self.generate.difficulty_step
-
-    @property
-    def hardest(self) -> int:
-        """The largest difficulty that any stage of the run touches."""
-        rounds = [self.round_difficulty(r) for r in range(self.rounds)]
-        return max([self.task.seed_difficulty, *rounds, *self.evaluate.difficulties])
 
 
 # Keys that never change a result: a run may go on with other values of these.

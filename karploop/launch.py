@@ -10,6 +10,7 @@ the first round on, so that nothing in it is doubled or missing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -42,8 +43,10 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
     store = Store(workdir, progress.say)
     store.open()
     _use_compilation_cache()
-    with store.lock(f"run-{run_name}-{jax.process_index()}", wait=False):
-        run = RunDirectory(store, run_name, config)
+    with contextlib.ExitStack() as running:
+        with store.gate(exclusive=False):  # once past it, garbage collection sees this run
+            running.enter_context(store.lock(f"run-{run_name}-{jax.process_index()}", wait=False))
+            run = RunDirectory(store, run_name, config)
         try:
             params = loop.run(machinery, Stages(store, progress, stop), run.add_round)
         except Stopped:

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from karploop.bindings import BASE, Bindings, Round
+from karploop import curriculum
+from karploop.bindings import BASE, Bindings, Round, by_member
 from karploop.machinery import Machinery
 from karploop.records import EXAMPLES_FILE
 from karploop.stages import Artifact, Stages
+
+EMPTY = {
+    "stop": "the loop stops here",
+    "skip": "training is skipped",
+    "train": "training on the data there was before",
+}
 
 
 def run(
@@ -26,26 +33,30 @@ def run(
     config = machinery.config
     loop = Bindings(machinery, stages)
     params = {member: loop.warmup(member) for member in range(config.members)}
-    after_round(loop.finish(BASE, {"warmup": params[0]}, params[0]))
+    after_round(loop.finish(BASE, by_member("warmup", params), params[0]))
     kept: list[Artifact] = []
+    newest = curriculum.first(config)
     for index in range(config.rounds):
-        prompts = loop.prompts(index)
+        prompts = loop.prompts(index, newest)
         samples = {m: loop.generate(index, m, prompts, params[m]) for m in params}
         verdicts = loop.judge(index, samples)
         selection = loop.filter(index, samples, verdicts)
-        done = {"prompts": prompts, "generate": samples[0], "filter": selection}
+        done = {"prompts": prompts, "filter": selection} | by_member("generate", samples)
         if verdicts:
             done["judge"] = verdicts
         done["watch"] = loop.watch(index, samples, selection)
         if selection.table(EXAMPLES_FILE).num_rows == 0:
-            stop = config.filter.on_empty == "stop"
+            decision = config.filter.on_empty
             reason = f"round {index}: the filter '{config.filter.name}' kept nothing"
-            stages.progress.say(f"{reason}: {'stopping' if stop else 'training is skipped'}")
-            after_round(loop.finish(index, done, params[0], stopped=reason if stop else ""))
-            if stop:
-                break
-            continue
-        kept.append(selection)
+            stages.progress.say(f"{reason}: {EMPTY[decision]}")
+            if decision != "train":
+                stopped = reason if decision == "stop" else ""
+                after_round(loop.finish(index, done, params[0], stopped))
+                if stopped:
+                    break
+                continue
+        kept.append(loop.corrupt(index, selection))
+        newest = loop.next_difficulty(newest, samples, selection)
         params = {m: loop.train(index, m, params[m], kept) for m in params}
-        after_round(loop.finish(index, done | {"train": params[0]}, params[0]))
+        after_round(loop.finish(index, done | by_member("train", params), params[0]))
     return params

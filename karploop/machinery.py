@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from karploop.config import Config
+from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.data.tokenizer import CharTokenizer
 from karploop.errors import UserError
@@ -46,12 +47,13 @@ def prepare(config: Config) -> Machinery:
             f"'config.filter.match' is read by the filter 'random' alone, and the filter is "
             f"'{config.filter.name}': leave it empty or set 'config.filter.name=random'"
         )
-    prompt_length = task.max_prompt_length(config.hardest)
-    completion_length = task.max_completion_length(config.hardest)
+    limit = hardest(config)
+    prompt_length = task.max_prompt_length(limit)
+    completion_length = task.max_completion_length(limit)
     longest = prompt_length + completion_length + 2
     if longest > config.model.max_length:
         raise UserError(
-            f"problems of difficulty {config.hardest} take {longest} tokens, longer than "
+            f"problems of difficulty {limit} take {longest} tokens, longer than "
             f"'config.model.max_length' of {config.model.max_length}: raise it, or lower "
             "'config.rounds' or 'config.evaluate.difficulties'"
         )
@@ -63,7 +65,7 @@ def prepare(config: Config) -> Machinery:
         if row_length < longest - 1:
             raise UserError(
                 f"'config.{stage}.row_length' is {row_length}, shorter than the longest example "
-                f"({longest - 1} tokens at difficulty {config.hardest}): raise it"
+                f"({longest - 1} tokens at difficulty {limit}): raise it"
             )
     tokenizer = CharTokenizer.for_tasks(task)
     weights = Weights(config.model, tokenizer.vocab_size, mesh)

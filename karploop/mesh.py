@@ -8,7 +8,7 @@ all-gather over `fsdp` at the entry of the sampling program and nothing inside i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,23 +21,31 @@ from karploop.config import MeshConfig
 from karploop.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+Rules = Mapping[str, str | tuple[str, ...] | None]
 
-# logical axis → mesh axis; logical axes that are not listed stay whole on every device
-TRAIN_RULES = (
-    ("batch", ("data", "fsdp")),
-    ("embed", "fsdp"),
-    ("vocab", "tensor"),
-    ("heads", "tensor"),
-    ("mlp", "tensor"),
+# Logical axis → mesh axis, or None where it stays whole on every device. Written as keywords, so
+# that a logical axis laid out twice is a syntax error; `partition_spec` refuses the other collision.
+TRAIN_RULES = dict(
+    batch=("data", "fsdp"),
+    embed="fsdp",
+    vocab="tensor",
+    heads="tensor",
+    mlp="tensor",
+    head_width=None,
+    norm=None,
 )
-DECODE_RULES = tuple((name, None if name == "embed" else axis) for name, axis in TRAIN_RULES)
+DECODE_RULES = TRAIN_RULES | dict(embed=None)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices of all processes.
+    """The mesh over the devices of all processes.
+
+    One process may leave devices idle (a mesh of 1 × 1 × 1 takes the first one). Several may not:
+    a process without a device in the mesh could not take part in its computations.
 
     Raises:
-      UserError: the axes ask for another number of devices than there are.
+      UserError: the axes ask for more devices than there are, or for another number than there
+        are where −1 or several processes call for all of them.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.tensor]
@@ -50,11 +58,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             )
         sizes[sizes.index(-1)] = len(devices) // fixed
     needed = int(np.prod(sizes))
+    shape = " × ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if needed > len(devices):
-        shape = " × ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise UserError(
             f"'config.mesh' ({shape}) needs {needed} devices, there are {len(devices)}: lower a "
             "size, or set one to -1 to take what is there"
+        )
+    if needed < len(devices) and jax.process_count() > 1:
+        raise UserError(
+            f"'config.mesh' ({shape}) takes {needed} of the {len(devices)} devices of "
+            f"{jax.process_count()} processes: use all of them, for example by setting a size to -1"
         )
     return jax.make_mesh(sizes, AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * 3)
 
@@ -80,29 +93,56 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis over data × fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, partition_spec(["batch"]))
 
 
-def parameter_shardings(abstract: Any, mesh: Mesh, rules=TRAIN_RULES) -> Any:
-    """Shardings of a tree of `nn.Partitioned` shapes (as `eval_shape(model.init)` gives it).
+def partition_spec(names: Sequence[str], rules: Rules = TRAIN_RULES) -> PartitionSpec:
+    """Where an array with these logical axes lies on the mesh.
 
     Raises:
-      UserError: a parameter's axis does not divide over the mesh axis it is laid on.
+      ValueError: a name is not in `rules`, or two of the array's axes fall on one mesh axis.
     """
-    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, rules)
-    shapes = nn.unbox(abstract)
+    unknown = sorted(set(names) - rules.keys())
+    if unknown:
+        raise ValueError(f"no rule for the logical axes {unknown}; known: {sorted(rules)}")
+    spec = PartitionSpec(*(rules[name] for name in names))
+    used = [axis for entry in spec for axis in _mesh_axes(entry)]
+    if len(used) > len(set(used)):
+        raise ValueError(f"logical axes {tuple(names)} fall on one mesh axis twice: {spec}")
+    return spec
 
-    def check(path, shape, sharding):
-        for size, axes in zip(shape.shape, sharding.spec, strict=False):
-            parts = int(np.prod([mesh.shape[a] for a in np.atleast_1d(axes) if a is not None]))
-            if size % parts:
+
+def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = TRAIN_RULES) -> Any:
+    """Shardings of a tree of `nn.Partitioned` shapes (as `eval_shape(model.init)` gives it).
+
+    A vocabulary that does not divide stays whole: its size is the tokenizer's, not the user's.
+
+    Raises:
+      UserError: another axis of a parameter does not divide over the mesh axes it is laid on.
+    """
+
+    def lay(path, box: nn.Partitioned) -> NamedSharding:
+        entries = list(partition_spec(box.names, rules))
+        for i, (name, size) in enumerate(zip(box.names, box.value.shape, strict=True)):
+            parts = int(np.prod([mesh.shape[axis] for axis in _mesh_axes(entries[i])]))
+            if size % parts and name == "vocab":
+                entries[i] = None
+            elif size % parts:
+                keys = " × ".join(f"config.mesh.{axis}" for axis in _mesh_axes(entries[i]))
                 raise UserError(
-                    f"'config.mesh' splits an axis of {size} of the parameter "
-                    f"{jax.tree_util.keystr(path)} into {parts}: choose a size that divides it"
+                    f"'{keys}' is {parts}, which does not divide the axis '{name}' of {size} of "
+                    f"the parameter {jax.tree_util.keystr(path, simple=True, separator='/')}: "
+                    f"choose a divisor of {size}"
                 )
+        return NamedSharding(mesh, PartitionSpec(*entries))
 
-    jax.tree_util.tree_map_with_path(check, shapes, shardings)
-    return shardings
+    is_box = lambda node: isinstance(node, nn.Partitioned)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lay, boxed, is_leaf=is_box)
+
+
+def _mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that one entry of a PartitionSpec names."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:

@@ -25,6 +25,18 @@ EXAMPLES_FILE = "examples.parquet"
 PROMPTS_FILE = "prompts.parquet"
 HELD_OUT_FILE = "held_out.parquet"
 
+IntColumn = FloatColumn = BoolColumn = np.ndarray  # of int64, float64, bool
+
+_ARROW_TYPES = {
+    "IntColumn": pa.int64(),
+    "FloatColumn": pa.float64(),
+    "BoolColumn": pa.bool_(),
+    "list[str]": pa.string(),
+    "list[float | None]": pa.float64(),
+    "list[list[int]]": pa.list_(pa.int64()),
+    "list[list[float]]": pa.list_(pa.float64()),
+}
+
 
 class Record:
     """Conversion of a dataclass of columns to and from an Arrow table."""
@@ -38,16 +50,19 @@ class Record:
         return len(getattr(self, dataclasses.fields(self)[0].name))
 
     def to_table(self) -> pa.Table:
-        names = [f.name for f in dataclasses.fields(self)]
-        return pa.table({name: getattr(self, name) for name in names})
+        """Columns of fixed types, so that a table without rows still has them."""
+        fields = dataclasses.fields(self)
+        schema = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields])
+        return pa.table({f.name: getattr(self, f.name) for f in fields}, schema=schema)
 
     @classmethod
     def from_table(cls, table: pa.Table):
         columns = {}
         for f in dataclasses.fields(cls):
             column = table.column(f.name)
-            numeric = "np.ndarray" in str(f.type)
-            columns[f.name] = column.to_numpy() if numeric else column.to_pylist()
+            columns[f.name] = (
+                column.to_numpy() if f.type.endswith("Column") else column.to_pylist()
+            )
         return cls(**columns)
 
     @classmethod
@@ -59,7 +74,7 @@ class Record:
 class Problems(Record):
     """Prompts with gold answers: seed data and held-out sets. Filters never see one."""
 
-    difficulty_S: np.ndarray  # int64
+    difficulty_S: IntColumn
     prompts: list[str]
     answers: list[str]
 
@@ -68,16 +83,16 @@ class Problems(Record):
 class Samples(Record):
     """Sampled completions."""
 
-    prompt_id_S: np.ndarray  # int64; equal for the samples of one prompt
-    sample_S: np.ndarray  # int64; 0 … samples a prompt − 1
-    member_S: np.ndarray  # int64; which of the independently seeded models wrote it
-    difficulty_S: np.ndarray  # int64; difficulty that was asked for
+    prompt_id_S: IntColumn  # equal for the samples of one prompt
+    sample_S: IntColumn  # 0 … samples a prompt − 1
+    member_S: IntColumn  # which of the independently seeded models wrote it
+    difficulty_S: IntColumn  # difficulty that was asked for
     prompts: list[str]
     completions: list[str]  # text up to the stop token
-    finished_S: np.ndarray  # bool; the stop token was reached
+    finished_S: BoolColumn  # the stop token was reached
     tokens: list[list[int]]  # completion's token ids, stop token included
     logprobs: list[list[float]]  # unfiltered log-probability of each of them
-    entropy_S: np.ndarray  # float64; mean entropy of the next-token distribution, nats a token
+    entropy_S: FloatColumn  # mean entropy of the next-token distribution, nats a token
 
     @classmethod
     def gather(cls, inputs: Mapping[str, Artifact]) -> Samples:
@@ -111,7 +126,7 @@ class Verdicts(Record):
 class Selection(Record):
     """A filter's decision on each sample, with its reason."""
 
-    kept_S: np.ndarray  # bool
+    kept_S: BoolColumn
     reasons: list[str]
 
 
@@ -121,8 +136,9 @@ class Examples(Record):
 
     prompts: list[str]
     completions: list[str]
+    difficulty: IntColumn
     source: list[str]  # 'seed', or the key of the generate stage that wrote the completion
-    row: np.ndarray  # int64; the row in that stage's table
+    row: IntColumn  # the row in that stage's table
 
 
 def _members(inputs: Mapping[str, Artifact]) -> list[Artifact]:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from karploop import mesh as mesh_lib
+from karploop.errors import UserError
 from karploop.fingerprint import fingerprint
 from karploop.reporting.progress import Progress
 from karploop.store import Manifest, Store, digest, file_sha256, write_atomic
@@ -77,10 +78,24 @@ class Artifact:
         return {"stage": m.stage, "key": m.key, "content": m.content}
 
     def path(self, name: str) -> pathlib.Path:
-        """A local, verified file; computed again if garbage collection has removed it."""
-        if self.store.collected(self.manifest.stage, self.manifest.key):
+        """A local, verified file; computed again if garbage collection has removed it.
+
+        Raises:
+          UserError: computed again it is another file (on other hardware or versions), so that
+            what was made from the old one no longer follows from it.
+        """
+        m = self.manifest
+        if self.store.gone(m, name):
+            self.store.say(f"store: {m.stage} {m.key[:12]} was collected: computing it again")
             self.recompute()
-        return self.store.fetch(self.manifest, name)
+            if self.store.manifest(m.stage, m.key).content != m.content:
+                raise UserError(
+                    f"the collected stage {m.stage}/{m.key} came out different when computed "
+                    "again, probably on other hardware or versions (they are recorded under "
+                    f"'{self.store.root / 'provenance' / m.stage}'): run the same command again to "
+                    "compute all that follows from it anew"
+                )
+        return self.store.fetch(m, name)
 
     def table(self, name: str) -> pa.Table:
         return pq.read_table(self.path(name))

@@ -26,7 +26,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,8 @@ class Store:
                 "--workdir a directory that exists or can be made, on a disk that is not read-only"
             ) from error
         if self.local:
-            _remove_abandoned(self._scratch / "tmp")
+            for path in abandoned(self._scratch / "tmp"):
+                shutil.rmtree(path, ignore_errors=True)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ class Store:
         """The manifest of a committed stage whose files are all whole; None where there is none.
 
         A damaged entry is named, set aside under `tmp/` and reported as absent, so that the stage
-        runs again. An entry whose files were collected on purpose counts as whole.
+        runs again. Files that were collected on purpose are not missed.
         """
         try:
             manifest = self.manifest(stage, key)
@@ -147,8 +148,8 @@ class Store:
                 if self.local and self.entry(stage, key).exists():
                     raise Corrupt(f"{self.entry(stage, key) / MANIFEST}: missing")
                 return None
-            if not self.collected(stage, key):
-                for name in manifest.files:
+            for name in manifest.files:
+                if not self.gone(manifest, name):
                     self.verify(manifest, name)
             return manifest
         except Corrupt as error:
@@ -158,6 +159,11 @@ class Store:
 
     def collected(self, stage: str, key: str) -> bool:
         return (self.entry(stage, key) / COLLECTED).exists()
+
+    def gone(self, manifest: Manifest, name: str) -> bool:
+        """Whether garbage collection has removed this file of a committed stage."""
+        entry = self.entry(manifest.stage, manifest.key)
+        return not (entry / name).exists() and (entry / COLLECTED).exists()
 
     def verify(self, manifest: Manifest, name: str) -> epath.Path:
         """The path of a committed file, after comparing it with its SHA-256 (once a process).
@@ -222,6 +228,9 @@ class Store:
         if self.local:
             _fsync_tree(directory)
             if target.exists() and self.collected(manifest.stage, manifest.key):
+                if self.manifest(manifest.stage, manifest.key).files == files:
+                    _put_back(directory, target, files)
+                    return manifest
                 shutil.rmtree(target)
             try:
                 os.rename(directory, target)
@@ -260,6 +269,42 @@ class Store:
         self.partial(stage, key).rmtree(missing_ok=True)
 
     # -- locks -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def gate(self, *, exclusive: bool, create: bool = True) -> Iterator[None]:
+        """Held alone by garbage collection while it works, and shared by a run while it starts.
+
+        So no run starts under a collection, and one that has passed the gate has its lock and its
+        config in place: a collection sees it and spares what it may need (`retention.py`). A
+        program that writes to the store outside a run holds the gate, shared, while it works.
+
+        Args:
+          create: makes the lock's file where there is none yet; without one there is no lock.
+        """
+        path = self._scratch / "locks" / "gate"
+        if not self.local or not (create or path.exists()):
+            yield
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        with open(path, "a") as f:
+            try:
+                fcntl.flock(f, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.say("store: waiting for " + ("writers" if exclusive else "gc to end"))
+                fcntl.flock(f, kind)
+            yield
+
+    def held(self, name: str) -> bool:
+        """Whether a process of this machine holds the lock `name`; leaves no trace."""
+        try:
+            with open(self._scratch / "locks" / name, "rb") as f:
+                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[None]:
@@ -313,13 +358,28 @@ def _fsync_tree(directory: pathlib.Path) -> None:
     _fsync_directory(directory)
 
 
-def _remove_abandoned(directory: pathlib.Path) -> None:
-    """Deletes the temporary directories of processes of this host that no longer live."""
-    for path in directory.glob(f"{socket.gethostname()}.*"):
-        pid = int(path.name[len(socket.gethostname()) + 1 :].split(".")[0])
+def abandoned(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The temporary directories of processes of this host that no longer live."""
+    found = []
+    for path in sorted(directory.glob(f"{socket.gethostname()}.*")):
+        pid = path.name[len(socket.gethostname()) + 1 :].split(".")[0]
+        if not pid.isdecimal():
+            continue  # of another host, whose name begins like this one's
         try:
-            os.kill(pid, 0)  # signal 0 asks whether the process is there
+            os.kill(int(pid), 0)  # signal 0 asks whether the process is there
         except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
+            found.append(path)
         except PermissionError:
             pass  # it is, and belongs to somebody else
+    return found
+
+
+def _put_back(directory: pathlib.Path, target: epath.Path, names: Iterable[str]) -> None:
+    """Moves into a collected entry the files it lacks; the marker goes last."""
+    for name in names:
+        if not (target / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(directory / name, target / name)
+            _fsync_directory((target / name).parent)
+    (target / COLLECTED).unlink()
+    _fsync_directory(target)

@@ -167,7 +167,10 @@ def load_sweep(spec: str) -> Sweep:
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_sweep"):
         raise UserError(f"'{path}' defines no get_sweep(arg)")
-    sweep = module.get_sweep(arg or None)
+    try:
+        sweep = module.get_sweep(arg or None)
+    except ValueError as error:
+        raise UserError(f"'{path}' refuses the argument '{arg}': {error}") from error
     if not isinstance(sweep, Sweep):
         raise UserError(f"get_sweep in '{path}' returned {sweep!r}, not a karploop.sweeps.Sweep")
     return dataclasses.replace(sweep, name=sweep_name(spec))
@@ -184,8 +187,12 @@ def sweep_name(spec: str) -> str:
 
 def _sweep_file(location: str) -> pathlib.Path:
     path = pathlib.Path(location)
-    for candidate in (path, path / "sweep.py", ROOT / path / "sweep.py",
-                      ABLATIONS / path / "sweep.py"):
+    for candidate in (
+        path,
+        path / "sweep.py",
+        ROOT / path / "sweep.py",
+        ABLATIONS / path / "sweep.py",
+    ):
         if candidate.suffix == ".py" and candidate.is_file():
             return candidate.resolve()
     known = [found.parent.name for found in ABLATIONS.glob("*/sweep.py")]

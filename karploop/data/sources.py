@@ -41,6 +41,7 @@ def seed_data(
     examples = Examples(
         prompts=problems.prompts,
         completions=problems.answers,
+        difficulty=problems.difficulty_S,
         source=["seed"] * len(problems),
         row=np.arange(len(problems)),
     )
@@ -72,17 +73,16 @@ def held_out_sets(
 
 
 def round_prompts(
-    context: StageContext, *, task: Task, difficulty: int, count: int, held_out: float
+    context: StageContext, *, task: Task, difficulties: Sequence[int], count: int, held_out: float
 ) -> None:
-    """New prompts at `difficulty`, without answers; never a held-out one."""
-    prompts = draw(
-        task, difficulty, count, held_out=False, fraction=held_out, rng=context.numpy_rng
+    """New prompts, in equal numbers for each difficulty, without answers; never a held-out one."""
+    prompts = draw_mixture(
+        task, difficulties, count, held_out=False, fraction=held_out, rng=context.numpy_rng
     )
     if len(prompts) < count:
-        context.say(f"prompts: difficulty {difficulty} has only {len(prompts)} of {count} wanted")
-    context.write_table(
-        PROMPTS_FILE, pa.table({"difficulty": [difficulty] * len(prompts), "prompt": prompts})
-    )
+        context.say(f"prompts: only {len(prompts)} of the {count} wanted exist")
+    difficulty = [task.difficulty(prompt) for prompt in prompts]
+    context.write_table(PROMPTS_FILE, pa.table({"difficulty": difficulty, "prompt": prompts}))
 
 
 def _with_answers(task: Task, prompts: list[str]) -> Problems:

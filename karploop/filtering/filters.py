@@ -89,6 +89,13 @@ def no_filter(samples, verdicts, config, rng) -> Selection:
     return decide(samples, kept="everything is kept")
 
 
+@register("discard")
+def discard_filter(samples, verdicts, config, rng) -> Selection:
+    """Keeps nothing: with `on_empty=train`, the control of equal steps without new data."""
+    nothing_S = np.zeros(len(samples), bool)
+    return decide(samples, (nothing_S, "nothing is kept"), kept="")
+
+
 @register("random")
 def random_filter(samples, verdicts, config: FilterConfig, rng) -> Selection:
     """Keeps a random share `rate` of what ended: the control for any filter of equal yield."""

@@ -49,6 +49,7 @@ def _kept(context: StageContext, samples: Samples, selection: Selection) -> Exam
     return Examples(
         prompts=[samples.prompts[r] for r in rows],
         completions=[samples.completions[r] for r in rows],
+        difficulty=samples.difficulty_S[rows],
         source=[sources[r][0] for r in rows],
         row=np.array([sources[r][1] for r in rows], np.int64),
     )

@@ -42,10 +42,11 @@ def packed_mask(segments_BxL: jax.Array) -> jax.Array:
     Returns a boolean mask_BxLxL, true where the query (second axis) may look at the key (third).
     """
     length = segments_BxL.shape[1]
-    same = segments_BxL[:, :, None] == segments_BxL[:, None, :]
-    causal = jnp.tril(jnp.ones((length, length), bool))
+    same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
+    causal_1xLxL = jnp.tril(jnp.ones((1, length, length), bool))
+    self_1xLxL = jnp.eye(length, dtype=bool)[None]
     # A padding query may look at itself: a softmax over nothing would be NaN and poison gradients.
-    return jnp.where(segments_BxL[:, :, None] == 0, jnp.eye(length, dtype=bool), same & causal)
+    return jnp.where(segments_BxL[:, :, None] == 0, self_1xLxL, same_BxLxL & causal_1xLxL)
 
 
 def _weight(axes: tuple[str, ...], fan_in: int, scale: float = 1.0):
@@ -64,16 +65,17 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
         x32 = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        return (x32 * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
+        normed = x32 * jax.lax.rsqrt(mean_square + self.epsilon)
+        return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
 def rotate(x_BxLxHxD: jax.Array, positions_BxL: jax.Array, base: float) -> jax.Array:
     """Rotary position embedding (arXiv 2104.09864, eq. 34), pairing the two halves of each head."""
     half = x_BxLxHxD.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BxLx1xD = positions_BxL[:, :, None, None].astype(jnp.float32) * frequency
+    frequency_1x1x1xD = base ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
+    angle_BxLx1xD = positions_BxL[:, :, None, None].astype(jnp.float32) * frequency_1x1x1xD
     sin, cos = jnp.sin(angle_BxLx1xD), jnp.cos(angle_BxLx1xD)
-    first, second = x_BxLxHxD[..., :half], x_BxLxHxD[..., half:]
+    first, second = jnp.split(x_BxLxHxD.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BxLxHxD.dtype)
 
@@ -172,9 +174,11 @@ class Decoder(nn.Module):
         return self.final_norm(x_BxLxE), cache
 
     def logits(self, hidden_BxLxE: jax.Array) -> jax.Array:
-        """Next-token logits_BxLxV in float32 (works on any leading shape)."""
+        """Next-token logits_BxLxV, accumulated in float32 (works on any leading shape)."""
         head = self.head.astype(self.config.dtype)
-        return jnp.einsum("...e,ev->...v", hidden_BxLxE, head).astype(jnp.float32)
+        return jnp.einsum(
+            "...e,ev->...v", hidden_BxLxE, head, preferred_element_type=jnp.float32
+        )
 
     def init_all(self, tokens_BxL, mask_BxLxS, positions_BxL):
         """Touches every parameter once; used to initialise."""

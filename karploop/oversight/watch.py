@@ -43,6 +43,16 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
     lengths_S = np.array([len(tokens) for tokens in samples.tokens])
     ids = samples.prompt_id_S.tolist()
     distinct = len(set(zip(ids, samples.completions, strict=True)))
+    by_difficulty = [
+        (f"{name}/{difficulty}", _mean(values))
+        for difficulty in np.unique(samples.difficulty_S)
+        for at_S in [samples.difficulty_S == difficulty]
+        for name, values in (
+            ("yield", kept_S[at_S]),
+            ("label_precision", right_S[at_S & kept_S]),
+            ("sample_accuracy", right_S[at_S]),
+        )
+    ]
     return [
         ("samples", float(len(samples))),
         ("kept", float(kept_S.sum())),
@@ -55,6 +65,7 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
         ("entropy", _mean(samples.entropy_S)),
         ("distinct_answers", distinct / len(samples)),
         ("tokens", float(lengths_S.sum())),
+        *by_difficulty,
     ]
 
 

@@ -1,6 +1,7 @@
 """Plots for the README and for papers; figures are built without pyplot and its global state."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +19,16 @@ _BASE_COLOUR = "#555555"
 _ARM_COLOUR = "#2a6f97"
 _SHADE = "#f6f0e0"
 _SHADE_TEXT = "#8a7340"
+_MISSING = {
+    "color": _BASE_COLOUR,
+    "fontsize": 8,
+    "style": "italic",
+    "bbox": {"facecolor": "white", "lw": 0, "pad": 2},
+    "zorder": 5,
+}
 _LEGEND_ROUNDS = 12  # with more rounds the legend names only some
 _DIFFICULTY_TICKS = 20  # with more difficulties the axis names only some
+_PANELS_ACROSS = 3
 _DPI = 160
 
 
@@ -107,19 +116,30 @@ def comparison_figure(
 ) -> Figure:
     """The figure that `comparison_plot` writes; same arguments."""
     names = [result.name for result in next(iter(results.values()))]
-    longest = max(map(len, names))
-    size = (3.6 * len(results) + 0.085 * longest + 0.6, 1.5 + 0.36 * len(names))
+    labels = [name.replace("__", "\n") for name in names]
+    lines = max(label.count("\n") + 1 for label in labels)
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    across = min(len(results), _PANELS_ACROSS)
+    down = math.ceil(len(results) / across)
+    size = (
+        3.6 * across + 0.07 * longest + 0.6,
+        0.8 + down * (0.7 + len(names) * (0.2 + 0.15 * lines)),
+    )
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    for unused in panels[len(results) :]:
+        unused.remove()
+    panels = panels[: len(results)]
     for panel, (metric, arms) in zip(panels, results.items(), strict=True):
         for row, arm in enumerate(arms):
             _draw_arm(panel, row, arm)
             if arm.name == baseline and arm.estimate.mean is not None:
                 panel.axvline(arm.estimate.mean, color=_BASE_COLOUR, lw=1, ls="--", zorder=1)
         _style(panel)
+        panel.tick_params(labelsize=8)
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.set_xlabel(metric)
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(names)), labels)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure
@@ -142,8 +162,14 @@ def _draw_rounds(
             continue
         look = {"ls": "--", "marker": "s"} if round < 0 else {"ls": "-", "marker": "o"}
         panel.plot(
-            *zip(*points, strict=True), color=colours[round], lw=1.8, ms=4, clip_on=False,
-            label=round_label(round), zorder=3 + round * 1e-3, **look,
+            *zip(*points, strict=True),
+            color=colours[round],
+            lw=1.8,
+            ms=4,
+            clip_on=False,
+            label=round_label(round),
+            zorder=3 + round * 1e-3,
+            **look,
         )
     if len(positions) <= _DIFFICULTY_TICKS or _numbers(list(by_difficulty)) is None:
         panel.set_xticks(positions, list(by_difficulty))
@@ -154,10 +180,8 @@ def _draw_rounds(
 def _draw_arm(panel: Axes, row: int, arm: ArmResult) -> None:
     estimate = arm.estimate
     if estimate.mean is None:
-        panel.annotate(
-            "missing", (0.5, row), xycoords=panel.get_yaxis_transform(), ha="center", va="center",
-            color=_BASE_COLOUR, fontsize=8, style="italic",
-        )
+        middle = {"transform": panel.get_yaxis_transform(), "ha": "center", "va": "center"}
+        panel.text(0.5, row, "missing", **middle, **_MISSING)
         return
     below = [row + 0.22] * len(arm.values)
     panel.plot(arm.values, below, "o", ms=4, mew=0, color=_ARM_COLOUR, alpha=0.45)
@@ -170,10 +194,11 @@ def _shade(panel: Axes, trained_up_to: float) -> None:
     left, right = panel.get_xlim()
     edge = trained_up_to + 0.5
     panel.axvspan(left, edge, color=_SHADE, lw=0, zorder=0)
-    panel.annotate(
-        f"base trained up to {trained_up_to:g}", (edge, 0.03), xycoords=panel.get_xaxis_transform(),
-        xytext=(-5, 0), textcoords="offset points", ha="right", fontsize=8, color=_SHADE_TEXT,
-    )
+    # At the left edge, half-way up, few curves pass: easy problems are solved or they are not.
+    place = {"xytext": (4, 0), "textcoords": "offset points", "rotation": 90, "va": "center"}
+    at_left = {"xy": (left, 0.5), "xycoords": panel.get_xaxis_transform()}
+    text = f"base trained up to {trained_up_to:g}"
+    panel.annotate(text, **at_left, **place, fontsize=8, color=_SHADE_TEXT)
     panel.set_xlim(left, max(right, edge))
 
 

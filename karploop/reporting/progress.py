@@ -1,8 +1,8 @@
 """Live progress of a run on stderr.
 
 On a terminal one line is rewritten in place and a permanent line is left when a stage ends.
-Elsewhere (a log file, a pipe) there are plain lines: one as a stage starts, at most one every ten
-seconds while it runs, and one as it ends.
+Elsewhere (a log file, a pipe) there are plain lines: one as a stage starts, unless it was quick the
+last time, at most one every ten seconds while it runs, and one as it ends.
 
 The rate and the time left of a stage are averages over the whole stage so far, compilation
 included. The time left of the run takes every later round to last as long as the latest one that
@@ -125,7 +125,7 @@ class Progress:
         self._next_line = self._clock() + _LINE_SECONDS
         if self._live:
             self._rewrite(self._describe(round, name, stage))
-        else:
+        elif self._stage_seconds.get(name, _LINE_SECONDS) >= _LINE_SECONDS:
             self._print(f"{self._place(round, name)}  started")
         try:
             yield stage

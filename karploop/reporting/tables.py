@@ -53,9 +53,7 @@ def split_eval(name: str) -> tuple[str, str, str]:
     return parts[0], parts[1], parts[2]
 
 
-def accuracy_table(
-    summary: dict[str, Any], metric: str = "exact_match", width: int = 100
-) -> str:
+def accuracy_table(summary: dict[str, Any], metric: str = "exact_match", width: int = 100) -> str:
     """Held-out accuracy in per cent: a block a task, a row a round, a column a difficulty.
 
     Args:
@@ -75,7 +73,7 @@ def accuracy_table(
             for r in rounds
         ]
         title = f"{task}: {metric} by difficulty, held out, %"
-        blocks.append("\n\n".join([title, *_fold(header, rows, width)]))
+        blocks.append("\n\n".join([title, *folded_tables(header, rows, width)]))
     return "\n\n".join(blocks) or f"no eval of {metric} in this run"
 
 
@@ -94,6 +92,23 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
+def folded_tables(
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100
+) -> list[str]:
+    """Splits a wide text table into several, each with the first column, of `width` at most."""
+    first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
+    fitting = max((width - first) // (len(_GAP) + max(others)), 1)
+    tables = math.ceil(len(others) / fitting)
+    size = math.ceil(len(others) / tables)  # tables of equal width, not a last one of one column
+    groups = [
+        [0, *range(start, min(start + size, len(header)))] for start in range(1, len(header), size)
+    ]
+    return [
+        text_table([header[i] for i in group], [[row[i] for i in group] for row in rows])
+        for group in groups
+    ]
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A GitHub-flavoured Markdown table; cells are plain text and get escaped."""
     align = [":---", *["---:"] * (len(header) - 1)]
@@ -110,21 +125,23 @@ def latex_table(
         return " & ".join(map(escape_latex, cells)) + r" \\"
 
     columns = "l" + "r" * (len(header) - 1)
-    return "\n".join([
-        "% needs \\usepackage{booktabs}",
-        r"\begin{table}[t]",
-        r"\centering",
-        rf"\caption{{{escape_latex(caption)}}}",
-        rf"\label{{{re.sub(r'[^A-Za-z0-9:.-]', '-', label)}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        line(header),
-        r"\midrule",
-        *map(line, rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ])
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{escape_latex(caption)}}}",
+            rf"\label{{{re.sub(r'[^A-Za-z0-9:.-]', '-', label)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            line(header),
+            r"\midrule",
+            *map(line, rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
 
 
 def escape_markdown(text: str) -> str:
@@ -133,11 +150,26 @@ def escape_markdown(text: str) -> str:
 
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     # A bracket right after \\ or at the start of a row would be read as an optional argument.
-    "[": "{[}", "]": "{]}", "±": r"$\pm$", "−": r"$-$", "–": r"\textendash{}", "Δ": r"$\Delta$",
+    "[": "{[}",
+    "]": "{]}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": r"\textendash{}",
+    "Δ": r"$\Delta$",
 }
 
 
@@ -145,22 +177,6 @@ def escape_latex(text: str) -> str:
     """Escapes what LaTeX would read as markup; newlines become spaces."""
     escaped = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
     return re.sub("-(?=-)", "-{}", escaped)  # else two hyphens print as one dash
-
-
-def _fold(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Splits a wide table into several, each with the first column, none wider than `width`."""
-    first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
-    fitting = max((width - first) // (len(_GAP) + max(others)), 1)
-    tables = math.ceil(len(others) / fitting)
-    size = math.ceil(len(others) / tables)  # tables of equal width, not a last one of one column
-    groups = [
-        [0, *range(start, min(start + size, len(header)))]
-        for start in range(1, len(header), size)
-    ]
-    return [
-        text_table([header[i] for i in group], [[row[i] for i in group] for row in rows])
-        for group in groups
-    ]
 
 
 def _percent(share: float | None) -> str:

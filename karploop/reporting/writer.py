@@ -57,13 +57,14 @@ class RunWriter:
         self._metrics = (directory / "metrics.jsonl").open("w", encoding="utf-8")
         self._events = SummaryWriter(str(events), flush_secs=_TENSORBOARD_FLUSH_SECONDS)
 
-    def write(self, kind: str, step: int, values: dict[str, float], **tags: Any) -> None:
+    def write(self, kind: str, step: int, values: dict[str, float | None], **tags: Any) -> None:
         """Writes one record, on disk when the call returns (events some seconds later).
 
         Args:
           kind: what was measured ("train", "eval", "round", …); prefixes the TensorBoard tags.
           step: the horizontal axis in TensorBoard; make it grow within a kind.
-          values: metric name -> number on the host. NaN and infinities become null.
+          values: metric name -> number on the host, or None where there is none to give. NaN and
+            infinities become null.
           **tags: what else the JSON record says (round=2, stage="train"); not in TensorBoard.
 
         Raises:
@@ -77,7 +78,8 @@ class RunWriter:
         self._metrics.write(line + "\n")
         self._metrics.flush()
         for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", float(value), step)
+            if value is not None:
+                self._events.add_scalar(f"{kind}/{name}", float(value), step)
 
     def close(self) -> None:
         """Flushes and closes both; a second call does nothing."""

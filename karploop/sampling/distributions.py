@@ -1,7 +1,8 @@
 """From next-token logits to the distribution that is sampled: temperature, top-k, top-p, min-p.
 
-Filters apply in the order top-k, top-p, min-p, each to the tempered distribution; a token stays if
-every filter lets it. The most probable token always stays.
+Each filter looks at the tempered distribution by itself, and a token stays if all let it. So the
+order of filters means nothing, and the most probable token always stays. Tokens of equal
+probability stay or go together: top-k keeps more than k where several tie for the last place.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from karploop.models.decoder import Cache, Decoder, init_cache
+from karploop.models.decoder import Cache, Decoder, init_cache, packed_mask
 from karploop.sampling.distributions import Sampling, draw
 
 
@@ -46,6 +46,7 @@ def rollout(
     prompts_PxL: jax.Array,
     lengths_P: jax.Array,
     prompt_ids_P: jax.Array,
+    limits_P: jax.Array,
     key: jax.Array,
     *,
     samples: int,
@@ -55,13 +56,16 @@ def rollout(
     pad_id: int,
     fused_steps: int,
 ) -> Rollout:
-    """Samples `samples` completions of up to `max_new` tokens for each prompt.
+    """Samples `samples` completions for each prompt.
 
     Args:
       prompts_PxL: token ids, padded on the left.
       lengths_P: real tokens in each row (at least 1).
       prompt_ids_P: integers that tell prompts apart in the random stream.
+      limits_P: most new tokens of each prompt's completions, stop token included, up to `max_new`.
+        0 gives empty completions, which hold nobody up: what fills a batch.
       key: the stage's key.
+      max_new: columns of the result, T.
       fused_steps: decode steps between two looks at whether every row has stopped.
     """
     prefilled, logits_PxV = _prefill(model, params, prompts_PxL, lengths_P)
@@ -73,12 +77,12 @@ def rollout(
         x_NxRxLxHxD = jnp.repeat(x_NxPxLxHxD, samples, axis=1)
         return jnp.pad(x_NxRxLxHxD, ((0, 0), (0, 0), (0, width), (0, 0), (0, 0)))
 
-    lengths_R = jnp.repeat(lengths_P, samples)
     keys_R = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s))(
         jnp.repeat(prompt_ids_P, samples), jnp.tile(jnp.arange(samples), prompts_PxL.shape[0])
     )
-    columns_S = jnp.arange(prompt_length + width)
-    prompt_start_R = prompt_length - lengths_R
+    limits_R = jnp.minimum(jnp.repeat(limits_P, samples), max_new)
+    columns_1xS = jnp.arange(prompt_length + width)[None]
+    prompt_start_Rx1 = prompt_length - jnp.repeat(lengths_P, samples)[:, None]
 
     def emit(state: _State, logits_RxV: jax.Array) -> _State:
         """Draws and records the token at `state.step` from its logits."""
@@ -92,23 +96,25 @@ def rollout(
             value_R = jnp.where(state.done_R, padding, value_R).astype(array_RxT.dtype)
             return jax.lax.dynamic_update_slice(array_RxT, value_R[:, None], (0, state.step))
 
+        going_R = ~state.done_R
+        lengths_R = state.lengths_R + going_R.astype(jnp.int32)
         stopped_R = token_R == stop_id
         return state._replace(
             step=state.step + 1,
             tokens_RxT=put(state.tokens_RxT, token_R, pad_id),
             logprobs_RxT=put(state.logprobs_RxT, logprob_R, 0.0),
             entropy_RxT=put(state.entropy_RxT, entropy_R, 0.0),
-            lengths_R=state.lengths_R + ~state.done_R,
-            finished_R=state.finished_R | (stopped_R & ~state.done_R),
-            done_R=state.done_R | stopped_R | (state.step + 1 >= max_new),
+            lengths_R=lengths_R,
+            finished_R=state.finished_R | (stopped_R & going_R),
+            done_R=state.done_R | stopped_R | (lengths_R >= limits_R),
         )
 
     def decode_one(_, state: _State) -> _State:
         """Feeds the last token, then draws the next."""
         previous_Rx1 = jax.lax.dynamic_slice_in_dim(state.tokens_RxT, state.step - 1, 1, axis=1)
         offset = prompt_length + state.step - 1
-        mask_RxS = (columns_S <= offset) & (columns_S >= prompt_start_R[:, None])
-        positions_Rx1 = (offset - prompt_start_R)[:, None]
+        mask_RxS = (columns_1xS <= offset) & (columns_1xS >= prompt_start_Rx1)
+        positions_Rx1 = offset - prompt_start_Rx1
         hidden_Rx1xE, cache = model.apply(
             params, previous_Rx1, mask_RxS[:, None, :], positions_Rx1, state.cache, offset
         )
@@ -123,7 +129,7 @@ def rollout(
         entropy_RxT=jnp.zeros((rows, width), jnp.float32),
         lengths_R=jnp.zeros((rows,), jnp.int32),
         finished_R=jnp.zeros((rows,), bool),
-        done_R=jnp.zeros((rows,), bool),
+        done_R=limits_R < 1,
     )
     state = emit(state, jnp.repeat(logits_PxV, samples, axis=0))
     state = jax.lax.while_loop(
@@ -143,15 +149,10 @@ def rollout(
 def _prefill(model: Decoder, params, prompts_PxL, lengths_P):
     """Cache over the prompts, and the logits_PxV of each prompt's first new token."""
     rows, length = prompts_PxL.shape
-    columns_L = jnp.arange(length)
-    start_Px1 = (length - lengths_P)[:, None]
-    real_PxL = columns_L >= start_Px1
-    causal_LxL = columns_L[:, None] >= columns_L
-    # A padding query sees itself, so that no softmax runs over nothing; no real query sees it.
-    mask_PxLxL = jnp.where(
-        real_PxL[:, :, None], causal_LxL & real_PxL[:, None, :], jnp.eye(length, dtype=bool)
-    )
-    positions_PxL = jnp.maximum(columns_L - start_Px1, 0)
+    positions_PxL = jnp.arange(length)[None] - (length - lengths_P)[:, None]  # < 0 on padding
+    # One segment a row. A padding query sees itself alone, and no real query sees it.
+    mask_PxLxL = packed_mask((positions_PxL >= 0).astype(jnp.int32))
+    positions_PxL = jnp.maximum(positions_PxL, 0)
     hidden_PxLxE, cache = model.apply(
         params, prompts_PxL, mask_PxLxL, positions_PxL, init_cache(model.config, rows, length), 0
     )

@@ -53,7 +53,7 @@ class Sampler:
         model, mesh = weights.model, weights.mesh
         rows, whole = batch_sharding(mesh), replicated(mesh)
 
-        def decode(params, prompts_PxL, lengths_P, prompt_ids_P, key, samples, sampling, fused):
+        def decode(params, prompts_PxL, lengths_P, ids_P, limits_P, key, samples, sampling, fused):
             # The one change of layout: parameters lose their fsdp split here, before the loop.
             params = jax.lax.with_sharding_constraint(params, weights.decode_shardings)
             return rollout(
@@ -61,7 +61,8 @@ class Sampler:
                 params,
                 prompts_PxL,
                 lengths_P,
-                prompt_ids_P,
+                ids_P,
+                limits_P,
                 key,
                 samples=samples,
                 max_new=self.completion_length,
@@ -73,8 +74,8 @@ class Sampler:
 
         self._decode = jax.jit(
             decode,
-            static_argnums=(5, 6, 7),
-            in_shardings=(weights.shardings, rows, rows, rows, whole),
+            static_argnums=(6, 7, 8),
+            in_shardings=(weights.shardings, rows, rows, rows, rows, whole),
             out_shardings=whole,
         )
         self._score = jax.jit(
@@ -98,15 +99,17 @@ class Sampler:
     ) -> list[list[Completion]]:
         """`samples` completions for each of at most `batch` prompts.
 
-        A completion of more than its prompt's limit of characters is cut there and counts as not
-        finished, so that results do not depend on the length that the program was compiled for.
+        A completion ends at its prompt's limit of characters; one that has not stopped by then
+        counts as not finished. Results do not depend on the length that the program was compiled
+        for, as long as it is no shorter than the limits.
 
         Raises:
           UserError: a prompt is longer than the sampler's prompt length.
         """
         tokens_PxL, lengths_P = self._pad_left(prompts, batch)
-        ids_P = np.zeros(batch, np.uint32)
+        ids_P, limits_P = np.zeros(batch, np.uint32), np.zeros(batch, np.int32)
         ids_P[: len(prompts)] = prompt_ids
+        limits_P[: len(prompts)] = np.add(limits, 1)  # the stop token on top
         rows = batch_sharding(self.mesh)
         host = to_host(
             self._decode(
@@ -114,6 +117,7 @@ class Sampler:
                 put(tokens_PxL, rows),
                 put(lengths_P, rows),
                 put(ids_P, rows),
+                put(limits_P, rows),
                 key,
                 samples,
                 sampling,
@@ -122,15 +126,14 @@ class Sampler:
         )
 
         def completion(row: int) -> Completion:
-            limit = limits[row // samples] + 1  # the stop token on top
-            n = min(int(host.lengths_R[row]), limit)
+            n = host.lengths_R[row]
             tokens = host.tokens_RxT[row, :n].tolist()
             return Completion(
                 text=self.tokenizer.decode(tokens),
                 tokens=tokens,
                 logprobs=host.logprobs_RxT[row, :n].tolist(),
                 entropy=float(host.entropy_RxT[row, :n].mean(dtype=np.float64)),
-                finished=bool(host.finished_R[row]) and host.lengths_R[row] <= limit,
+                finished=bool(host.finished_R[row]),
             )
 
         return [
@@ -177,5 +180,3 @@ class Sampler:
 def batches(count: int, size: int) -> list[range]:
     """Ranges of at most `size` that cover 0 … count − 1."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-

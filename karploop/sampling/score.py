@@ -15,8 +15,8 @@ def score(model: Decoder, params, tokens_BxL: jax.Array, lengths_B: jax.Array) -
     those of the padding.
     """
     length = tokens_BxL.shape[1]
-    real_BxL = jnp.arange(length) < lengths_B[:, None]
-    positions_BxL = jnp.broadcast_to(jnp.arange(length), tokens_BxL.shape)
+    positions_BxL = jnp.broadcast_to(jnp.arange(length)[None], tokens_BxL.shape)
+    real_BxL = positions_BxL < lengths_B[:, None]
     mask_BxLxL = packed_mask(real_BxL.astype(jnp.int32))
     hidden_BxLxE, _ = model.apply(params, tokens_BxL, mask_BxLxL, positions_BxL)
     logits_BxLxV = model.apply(params, hidden_BxLxE[:, :-1], method="logits")

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from karploop.config import TrainConfig
 from karploop.data.tokenizer import CharTokenizer
-from karploop.errors import UserError
+from karploop.errors import RunFailed
 from karploop.mesh import barrier, to_host
 from karploop.models.weights import Weights
 from karploop.records import EXAMPLES_FILE, Examples
@@ -25,7 +25,7 @@ from karploop.training.trainer import Metrics, Trainer
 STEPS_FILE, ROWS_FILE = "steps.parquet", "rows.parquet"
 
 
-class Diverged(Exception):
+class Diverged(RunFailed):
     """The loss is not a number; the last good state is kept."""
 
 
@@ -114,24 +114,29 @@ def train(
 
 
 def mix(context: StageContext, config: TrainConfig) -> Mixture:
-    """Seed rows and the kept rows of every round, each at the weight that the config gives it."""
+    """Seed rows and the kept rows of every round (accumulate), each with its weight."""
     kept = sorted((n for n in context.inputs if n.startswith("kept_")), key=lambda n: int(n[5:]))
-    parts, weights = [], []
-    for name in ["seed", *kept]:
-        examples = Examples.from_table(context.inputs[name].table(EXAMPLES_FILE))
-        if name == "seed":
-            weight = config.seed_weight
-        else:
-            weight = config.newest_weight if name == kept[-1] else config.earlier_weight
-        parts.append(examples)
-        weights.append(np.full(len(examples), weight))
-    weights_N = np.concatenate(weights)
-    if not weights_N.sum() > 0:
-        raise UserError(
-            f"nothing to train on: {len(weights_N)} rows, all of weight 0. Raise 'seed_weight', "
-            "'earlier_weight' or 'newest_weight'"
-        )
-    return Mixture(Examples.concatenate(parts), weights_N)
+    parts = [
+        Examples.from_table(context.inputs[name].table(EXAMPLES_FILE)) for name in ["seed", *kept]
+    ]
+    examples = Examples.concatenate(parts)
+    newest_N = np.zeros(len(examples), bool)
+    if kept:
+        newest_N[-len(parts[-1]) :] = True
+    return Mixture(examples, draw_weights(examples.difficulty, newest_N, config))
+
+
+def draw_weights(difficulty_N: np.ndarray, newest_N: np.ndarray, config: TrainConfig) -> np.ndarray:
+    """How often each row is drawn, relative to the others (see `TrainConfig`)."""
+    weights_N = np.ones(len(difficulty_N))
+    if config.mixing == "by_difficulty":
+        values, place_N, counts = np.unique(difficulty_N, return_inverse=True, return_counts=True)
+        weights_N = (values / counts)[place_N]
+    if config.newest_share and newest_N.any() and not newest_N.all():
+        fresh, rest = weights_N[newest_N].sum(), weights_N[~newest_N].sum()
+        weights_N[newest_N] *= config.newest_share / fresh
+        weights_N[~newest_N] *= (1 - config.newest_share) / rest
+    return weights_N
 
 
 def _stop_if_asked(context: StageContext, checkpoints: Checkpoints) -> None:

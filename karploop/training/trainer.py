@@ -37,10 +37,10 @@ def sft_loss(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.
     )
     logits_BxLxV = model.apply(params, hidden_BxLxE, method="logits")
     losses_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, batch.targets_BxL)
-    right_BxL = jnp.argmax(logits_BxLxV, axis=-1) == batch.targets_BxL
+    right_BxL = jnp.argmax(logits_BxLxV, axis=-1).astype(jnp.int32) == batch.targets_BxL
     count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
     loss = (losses_BxL * batch.weights_BxL).sum() / count
-    return loss, (right_BxL * batch.weights_BxL).sum() / count
+    return loss, jnp.sum(batch.weights_BxL, where=right_BxL) / count
 
 
 class Trainer:

@@ -1,0 +1,75 @@
+"""Eight CPU devices, strict promotion, and a tiny model for the tests that need one.
+
+Set before any device is used. Only this process is configured, never the environment, so that a
+test that starts a process sees what a user would.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_enable_compilation_cache", False)  # a test measures this code, not the last
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory):
+    """Processes that tests start share a compilation cache of this session, not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Sixteen ids, so that a split vocabulary is really split."""
+    from karploop.data.tokenizer import CharTokenizer
+
+    return CharTokenizer("0123456789+= ")
+
+
+@pytest.fixture(scope="session")
+def make_weights(tokenizer):
+    """make_weights(data=1, fsdp=1, tensor=1, **fields of ModelConfig): a tiny model on a mesh.
+
+    The same arguments give the same object, so that tests share what they compile.
+    """
+    from karploop.config import MeshConfig, ModelConfig
+    from karploop.mesh import make_mesh
+    from karploop.models.weights import Weights
+
+    tiny = dict(layers=2, width=16, heads=4, head_width=8, mlp_width=32, max_length=32)
+
+    @functools.cache
+    def make(data=1, fsdp=1, tensor=1, **model):
+        mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+        return Weights(ModelConfig(**(tiny | model)), tokenizer.vocab_size, mesh)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_params():
+    """make_params(weights, seed=0): parameters on the weights' mesh, the same on every mesh.
+
+    Drawn by NumPy, because compiling the initialiser takes longer than most tests. Larger than
+    initial ones, so that predictions are far from uniform and every parameter matters.
+    """
+    from karploop.mesh import put
+
+    def make(weights, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def draw(x, sharding):
+            scale = 1.0 if x.ndim == 1 else 2.0 * x.shape[0] ** -0.5
+            values = rng.normal(loc=float(x.ndim == 1), scale=scale, size=x.shape)
+            return put(values.astype(x.dtype), sharding)
+
+        return jax.tree.map(draw, weights.abstract, weights.shardings)
+
+    return make

@@ -1,0 +1,114 @@
+"""Settings: resolved, typed, bounded, refused with the nearest name, and every one of them read."""
+
+import dataclasses
+import sys
+
+import pytest
+import tiny
+
+from karploop import cli, config, launch
+from karploop.config import Config, resolve
+from karploop.errors import UserError
+
+
+def test_overrides_are_read_as_the_type_of_their_key():
+    resolved = resolve(
+        {"train": {"steps": 10}},
+        {
+            "train.optimizer.learning_rate": "1e-4",
+            "train.optimizer.clip_norm": "2",
+            "evaluate.difficulties": "1,2,7",
+            "model.qk_norm": "true",
+            "filter.name": "123",
+        },
+    )
+    assert resolved.train.steps == 10
+    assert resolved.train.optimizer.learning_rate == 1e-4
+    assert resolved.train.optimizer.clip_norm == 2.0
+    assert resolved.evaluate.difficulties == (1, 2, 7)
+    assert resolved.model.qk_norm is True
+    assert resolved.filter.name == "123"
+    assert resolved.warmup == Config().warmup
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"trian.steps": "3"}, "unknown key 'config.trian': did you mean 'train'?"),
+        ({"train.stpes": "3"}, "unknown key 'config.train.stpes': did you mean 'steps'?"),
+        ({"train": "3"}, "'config.train' is a group of keys"),
+        ({"seed.x": "3"}, "'config.seed' is a value"),
+        ({"train.steps": "many"}, "'config.train.steps' wants int, got 'many'"),
+        ({"train.steps": "3.5"}, "'config.train.steps' wants int, got 3.5"),
+        ({"train.steps": "0"}, "'config.train.steps' must be at least 1, got 0"),
+        ({"model.qk_norm": "7"}, "'config.model.qk_norm' wants bool"),
+        ({"generate.top_p": "1.5"}, "'config.generate.top_p' must be at most 1.0"),
+        ({"generate.prompts": "0"}, "'config.generate.prompts' must be at least 1"),
+        ({"model.positions": "roep"}, "'config.model.positions' is 'roep': did you mean 'rope'?"),
+        ({"evaluate.difficulties": ""}, "'config.evaluate.difficulties' wants a list"),
+        ({"train.optimizer.learning_rate": "1e999"}, "must be finite"),
+        ({"mesh.data": "-1", "mesh.fsdp": "-1"}, "at most one −1"),
+        ({"train.row_length": "4096"}, "longer than the model's 'config.model.max_length'"),
+        ({"train.optimizer.warmup": "0.9", "train.optimizer.decay": "0.9"}, "exceed the whole"),
+        ({"filter.name": "vote", "judge.voters": "members"}, "set 'config.members' to 2 or more"),
+    ],
+)
+def test_bad_settings_are_refused_with_key_and_remedy(overrides, message):
+    with pytest.raises(UserError) as error:
+        resolve({}, overrides)
+    assert message in str(error.value)
+
+
+def test_unknown_keys_in_a_config_file_are_refused_too():
+    with pytest.raises(UserError, match="unknown key 'config.model.widht': did you mean 'width'"):
+        resolve({"model": {"widht": 3}})
+
+
+def test_overrides_are_taken_out_of_the_command_line_in_every_spelling():
+    rest, overrides = cli.split_overrides(
+        ["run", "--config=a.py", "--config.a.b=1", "--config.c", "x=y", "--config.flag", "--workdir=w"]
+    )
+    assert rest == ["run", "--config=a.py", "--workdir=w"]
+    assert overrides == {"a.b": "1", "c": "x=y", "flag": "true"}
+
+
+def _record_reads(monkeypatch, reads: set[tuple[str, str]]) -> None:
+    """Notes each (config class, field) that karploop code outside config.py asks for."""
+
+    def watched(self, name):
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("karploop.") and caller != "karploop.config":
+            reads.add((type(self).__name__, name))
+        return object.__getattribute__(self, name)
+
+    for cls in vars(config).values():
+        if dataclasses.is_dataclass(cls):
+            monkeypatch.setattr(cls, "__getattribute__", watched)
+
+
+def test_every_key_is_read_by_something(monkeypatch, tmp_path):
+    """Dead keys make a run look like what it is not. Runs every branch that reads a key."""
+    reads: set[tuple[str, str]] = set()
+    _record_reads(monkeypatch, reads)
+    variants = [
+        {},
+        {"model": {"positions": "rope"}, "warmup": {"optimizer": {"name": "muon"}}},
+        {"filter": {"name": "random"}},
+        {"filter": {"name": "discard", "on_empty": "train"}},
+        {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}},
+        {"filter": {"name": "length"}, "task": {"name": "reverse"}},
+        {"filter": {"name": "vote", "on_empty": "skip"}, "train": {"mixing": "by_difficulty"}},
+    ]
+    for index, variant in enumerate(variants):
+        settings = tiny.get_config()
+        settings.update(variant | {"mesh": {"data": 1}})
+        launch.launch(resolve(settings.to_dict()), str(tmp_path), f"variant-{index}")
+    every = {
+        (cls.__name__, field.name)
+        for cls in vars(config).values()
+        if dataclasses.is_dataclass(cls)
+        for field in dataclasses.fields(cls)
+    }
+    # Read from a run's config.json by the garbage collector, which never sees these objects.
+    elsewhere = {("RetentionConfig", "last"), ("RetentionConfig", "best")}
+    assert every - reads - elsewhere == {("Config", "retention")}

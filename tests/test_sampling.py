@@ -1,0 +1,379 @@
+"""Sampling: the right distribution, row by row, however rows are padded, batched and laid out."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from karploop.errors import UserError
+from karploop.models.decoder import Decoder, packed_mask
+from karploop.sampling.distributions import GREEDY, Sampling, draw, filtered_logits
+from karploop.sampling.rollout import rollout
+from karploop.sampling.sampler import Sampler, batches
+
+KEY = jax.random.key(11)
+PROMPTS = ["1+2=", "34", "", "567+89", "0=0"]
+IDS = [7, 3, 2**31, 0, 12]
+LIMITS = [7, 7, 5, 7, 3]
+MIXED = Sampling(temperature=0.8, top_k=9, top_p=0.95, min_p=0.01)
+
+
+# -- the distribution of one token -------------------------------------------------------------
+
+
+def exact_probabilities(logits_V, sampling):
+    """By definition, in float64: which tokens each filter lets through, then renormalised."""
+    weights_V = np.exp(np.asarray(logits_V, np.float64) / sampling.temperature)
+    p_V = weights_V / weights_V.sum()
+    best_first = sorted(range(len(p_V)), key=lambda token: -p_V[token])
+    kept = set(best_first)
+    if sampling.top_k:
+        kept &= set(best_first[: sampling.top_k])
+    if sampling.top_p < 1:
+        nucleus = next(
+            best_first[:n]
+            for n in range(1, len(p_V) + 1)
+            if p_V[best_first[:n]].sum() >= sampling.top_p
+        )
+        kept &= set(nucleus)
+    if sampling.min_p:
+        kept &= {token for token in best_first if p_V[token] >= sampling.min_p * p_V.max()}
+    return np.array([p if token in kept else 0.0 for token, p in enumerate(p_V)]) / sum(
+        p_V[token] for token in kept
+    )
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.5),
+        Sampling(temperature=2.0),
+        Sampling(top_k=3),
+        Sampling(top_p=0.7),
+        Sampling(min_p=0.2),
+        Sampling(temperature=1.5, top_k=6, top_p=0.9),
+        Sampling(temperature=0.7, top_k=5, top_p=0.95, min_p=0.05),
+    ],
+    ids=lambda s: "-".join(f"{name}={value}" for name, value in s._asdict().items()),
+)
+def test_tokens_come_with_their_exact_probabilities(sampling):
+    """Chi-square over 20,000 draws. The seed is fixed: a failure means a wrong distribution."""
+    logits_V = np.array([0.3, -1.0, 2.0, 1.1, -3.0, 0.9, 1.6, -0.2], np.float32)
+    n = 20_000
+    keys_N = jax.random.split(KEY, n)
+    logits_NxV = jnp.broadcast_to(logits_V[None], (n, len(logits_V)))
+    tokens_N = jax.jit(draw, static_argnums=2)(keys_N, logits_NxV, sampling)
+    counts_V = np.bincount(tokens_N, minlength=len(logits_V))
+    p_V = exact_probabilities(logits_V, sampling)
+    assert (counts_V[p_V == 0] == 0).all(), "a token that is filtered out was drawn"
+    assert stats.chisquare(counts_V[p_V > 0], n * p_V[p_V > 0]).pvalue > 1e-4
+
+
+def kept_tokens(logits_V, **filters):
+    logits_1xV = jnp.array([logits_V], jnp.float32)
+    filtered_1xV = jax.jit(filtered_logits, static_argnums=1)(logits_1xV, Sampling(**filters))
+    return np.flatnonzero(np.isfinite(filtered_1xV[0])).tolist()
+
+
+def test_edges_of_the_filters():
+    even = [1.0, 1.0, 1.0, 0.0]
+    assert kept_tokens([0.0, 3.0, 1.0], top_p=1e-6) == [1], "the best token always stays"
+    assert kept_tokens([0.0, 3.0, 1.0], top_p=0.0) == [1]
+    assert kept_tokens([0.0, 3.0, 1.0], min_p=1.0) == [1]
+    assert kept_tokens([0.0, 3.0, 1.0], top_k=3) == [0, 1, 2]
+    assert kept_tokens([0.0, 3.0, 1.0], top_k=99) == [0, 1, 2], "more than there are: off"
+    assert kept_tokens(even, top_p=0.4) == [0, 1, 2], "equals stay together"
+    assert kept_tokens(even, top_k=1) == [0, 1, 2]
+    assert kept_tokens([0.0] * 4, top_p=0.5) == [0, 1, 2, 3]
+    assert kept_tokens([5.0, 4.0, -90.0], top_p=0.999999) == [0, 1]
+    halves = np.log([0.5, 0.25, 0.25])
+    assert kept_tokens(halves, top_p=0.5) == [0], "p reached exactly is reached"
+    assert kept_tokens(halves, top_p=0.51) == [0, 1, 2]
+
+
+# -- whole completions -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(make_weights, make_params):
+    weights = make_weights(positions="rope")
+    return weights, make_params(weights)
+
+
+@pytest.fixture(scope="module")
+def sampler(model, tokenizer):
+    return Sampler(model[0], tokenizer, prompt_length=6, completion_length=7)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def next_logits(model, params, tokens_BxL, lengths_B):
+    """Logits after the last of each row's real tokens, by a full forward pass."""
+    columns_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1])[None], tokens_BxL.shape)
+    mask_BxLxL = packed_mask((columns_BxL < lengths_B[:, None]).astype(jnp.int32))
+    hidden_BxLxE, _ = model.apply(params, tokens_BxL, mask_BxLxL, columns_BxL)
+    logits_BxLxV = model.apply(params, hidden_BxLxE, method="logits")
+    return jnp.take_along_axis(logits_BxLxV, lengths_B[:, None, None] - 1, axis=1)[:, 0]
+
+
+def plain_sampling(weights, params, tokenizer, samples, sampling):
+    """What `complete` must return for PROMPTS, IDS and LIMITS: no cache, no batch, no chunks.
+
+    Returns (prompt, sample) → (tokens, log-probabilities).
+    """
+    rows = [(p, s) for p in range(len(PROMPTS)) for s in range(samples)]
+    texts = [[tokenizer.bos_id, *tokenizer.encode(PROMPTS[p])] for p, _ in rows]
+    keys_B = [jax.random.fold_in(jax.random.fold_in(KEY, np.uint32(IDS[p])), s) for p, s in rows]
+    found = {row: ([], []) for row in rows}
+    for step in range(max(LIMITS) + 1):
+        tokens_BxL = np.zeros((len(rows), 16), np.int32)
+        for row, text in enumerate(texts):
+            tokens_BxL[row, : len(text)] = text
+        lengths_B = np.array([len(text) for text in texts], np.int32)
+        logits_BxV = next_logits(weights.model, params, tokens_BxL, lengths_B)
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(jnp.stack(keys_B), step)
+        tokens_B = np.asarray(draw(step_keys_B, logits_BxV, sampling))
+        logprobs_BxV = jax.nn.log_softmax(logits_BxV)
+        for row, (p, s) in enumerate(rows):
+            tokens, logprobs = found[p, s]
+            texts[row].append(int(tokens_B[row]))
+            if tokenizer.eos_id not in tokens and len(tokens) < LIMITS[p] + 1:
+                tokens.append(int(tokens_B[row]))
+                logprobs.append(float(logprobs_BxV[row, tokens_B[row]]))
+    return found
+
+
+def complete(sampler, params, rows=range(len(PROMPTS)), *, samples=3, sampling=MIXED, **settings):
+    """(prompt, sample) → Completion for some of PROMPTS, in the order given."""
+    completions = sampler.complete(
+        params,
+        [PROMPTS[row] for row in rows],
+        [IDS[row] for row in rows],
+        KEY,
+        samples=samples,
+        sampling=sampling,
+        limits=[LIMITS[row] for row in rows],
+        **(dict(batch=8) | settings),
+    )
+    return {
+        (row, s): completion
+        for row, of_prompt in zip(rows, completions, strict=True)
+        for s, completion in enumerate(of_prompt)
+    }
+
+
+def tokens_of(completions):
+    return {where: completion.tokens for where, completion in completions.items()}
+
+
+@pytest.mark.parametrize(("samples", "sampling"), [(3, MIXED), (1, GREEDY)])
+def test_completions_are_those_of_plain_sampling(model, sampler, tokenizer, samples, sampling):
+    """Prefill once, fan out, cache, chunks, left padding: none of it may change a token."""
+    expected = plain_sampling(*model, tokenizer, samples, sampling)
+    got = complete(sampler, model[1], samples=samples, sampling=sampling)
+    assert tokens_of(got) == {where: tokens for where, (tokens, _) in expected.items()}
+    for (p, s), completion in got.items():
+        stopped = tokenizer.eos_id in completion.tokens
+        np.testing.assert_allclose(completion.logprobs, expected[p, s][1], atol=1e-4)
+        assert completion.finished == stopped
+        assert stopped or len(completion.tokens) == LIMITS[p] + 1
+        assert completion.text == tokenizer.decode(completion.tokens)
+    if sampling != GREEDY:
+        assert len({c.finished for c in got.values()}) == 2, "both kinds must occur here"
+        assert len({tuple(c.tokens) for c in got.values()}) > 10, "samples must differ"
+
+
+def test_greedy_takes_the_most_probable_token(model, sampler, tokenizer):
+    for p, completion in enumerate(complete(sampler, model[1], samples=1, sampling=GREEDY).values()):
+        text = [tokenizer.bos_id, *tokenizer.encode(PROMPTS[p])]
+        for token in completion.tokens:
+            padded_1xL = np.array([text + [0] * (16 - len(text))], np.int32)
+            logits_1xV = next_logits(model[0].model, model[1], padded_1xL, np.array([len(text)]))
+            assert token == int(jnp.argmax(logits_1xV[0]))
+            text.append(token)
+
+
+def test_a_row_does_not_depend_on_its_companions(model, sampler):
+    whole = tokens_of(complete(sampler, model[1]))
+    assert tokens_of(complete(sampler, model[1], [3, 0, 4, 2, 1])) == whole
+    alone = tokens_of(complete(sampler, model[1], [3]))
+    assert alone == {where: whole[where] for where in alone}
+
+
+def test_padding_lengths_and_devices_change_nothing(
+    model, sampler, tokenizer, make_weights, make_params
+):
+    """Wider programs on eight devices, and another number of fused steps."""
+    weights = make_weights(data=2, fsdp=2, tensor=2, positions="rope")
+    wide = Sampler(weights, tokenizer, prompt_length=9, completion_length=11)
+    expected = complete(sampler, model[1])
+    got = complete(wide, make_params(weights), fused_steps=3, batch=16)
+    assert tokens_of(got) == tokens_of(expected)
+    for where, completion in got.items():
+        np.testing.assert_allclose(completion.logprobs, expected[where].logprobs, atol=1e-4)
+        np.testing.assert_allclose(completion.entropy, expected[where].entropy, atol=1e-4)
+
+
+def test_log_probabilities_are_the_scorers(model, sampler, tokenizer):
+    """Of the untempered, unfiltered model: sampling at 0.8 with filters must not show."""
+    rows = {
+        where: completion
+        for where, completion in complete(sampler, model[1]).items()
+        if completion.finished and len(completion.text) + 1 == len(completion.tokens)
+    }
+    assert len(rows) > 4, "the parameters' seed gives too few finished completions for this test"
+    scores = sampler.score(
+        model[1], [PROMPTS[p] for p, _ in rows], [c.text for c in rows.values()], batch=16
+    )
+    for completion, score_T in zip(rows.values(), scores, strict=True):
+        np.testing.assert_allclose(completion.logprobs, score_T, atol=1e-4)
+
+
+def test_entropy_is_the_mean_over_a_completion(model, sampler, tokenizer):
+    completion = complete(sampler, model[1])[3, 0]
+    text, entropies = [tokenizer.bos_id, *tokenizer.encode(PROMPTS[3])], []
+    for token in completion.tokens:
+        padded_1xL = np.array([text + [0] * (16 - len(text))], np.int32)
+        logits_1xV = next_logits(model[0].model, model[1], padded_1xL, np.array([len(text)]))
+        entropies.append(stats.entropy(jax.nn.softmax(logits_1xV[0])))
+        text.append(token)
+    assert completion.entropy == pytest.approx(np.mean(entropies), abs=1e-4)
+
+
+def test_a_prompt_that_is_too_long_is_named(model, sampler):
+    with pytest.raises(UserError, match="'1234567'"):
+        sampler.complete(
+            model[1], ["1234567"], [0], KEY, samples=1, sampling=GREEDY, limits=[1], batch=8
+        )
+
+
+# -- the decode loop ---------------------------------------------------------------------------
+
+
+class CountingDecoder(Decoder):
+    """A decoder that counts its forward passes as they run."""
+
+    passes = []
+
+    def logits(self, hidden):
+        jax.debug.callback(lambda: self.passes.append(1))
+        return super().logits(hidden)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def run_rollout(model, params, prompts_PxL, limits_P, stop_id, max_new, fused_steps):
+    rows = prompts_PxL.shape[0]
+    return rollout(
+        model,
+        params,
+        prompts_PxL,
+        jnp.full((rows,), prompts_PxL.shape[1]),
+        jnp.arange(rows),
+        limits_P,
+        KEY,
+        samples=1,
+        max_new=max_new,
+        sampling=GREEDY,
+        stop_id=stop_id,
+        pad_id=0,
+        fused_steps=fused_steps,
+    )
+
+
+def test_decoding_ends_with_the_last_row(model):
+    """One pass of prefill, then whole chunks of 3 steps until no row goes on."""
+    weights, params = model
+    counting = CountingDecoder(weights.model.config, weights.model.vocabulary)
+    prompts_2x2 = jnp.array([[1, 5], [1, 9]])
+    never = -1
+
+    def passes(limits, stop_id=never):
+        counting.passes.clear()
+        found = run_rollout(counting, params, prompts_2x2, jnp.array(limits), stop_id, 10, 3)
+        jax.effects_barrier()
+        return len(counting.passes), found
+
+    count, free = passes([10, 10])
+    assert count == 1 + 9 and free.lengths_R.tolist() == [10, 10]
+    assert passes([1, 1])[0] == 1, "the first token comes from the prefill"
+    assert passes([2, 4])[0] == 1 + 3
+    assert passes([5, 0])[0] == 1 + 6
+    assert passes([0, 0])[0] == 1
+    first, second = free.tokens_RxT.tolist()
+    stop_id = next(token for token in first if token in second)
+    stops = [row.index(stop_id) for row in (first, second)]
+    count, stopped = passes([10, 10], stop_id)
+    assert count == 1 + 3 * -(-max(stops) // 3) < 10
+    assert stopped.lengths_R.tolist() == [stop + 1 for stop in stops]
+
+
+def test_what_follows_the_stop_token_is_padding(model):
+    weights, params = model
+    prompts_2x2 = jnp.array([[1, 5], [1, 9]])
+    free = run_rollout(weights.model, params, prompts_2x2, jnp.array([8, 8]), -1, 8, 4)
+    stop_id = int(free.tokens_RxT[0, 2])
+    limits_2 = jnp.array([8, 2])
+    found = run_rollout(weights.model, params, prompts_2x2, limits_2, stop_id, 8, 4)
+    length = free.tokens_RxT[0].tolist().index(stop_id) + 1
+    assert found.lengths_R.tolist() == [length, 2]
+    assert found.finished_R.tolist() == [True, stop_id in free.tokens_RxT[1, :2].tolist()]
+    for row, n in enumerate(found.lengths_R.tolist()):
+        assert found.tokens_RxT[row, :n].tolist() == free.tokens_RxT[row, :n].tolist()
+        assert not found.tokens_RxT[row, n:].any()
+        assert found.logprobs_RxT[row, :n].all() and not found.logprobs_RxT[row, n:].any()
+        assert found.entropy_RxT[row, :n].all() and not found.entropy_RxT[row, n:].any()
+
+
+@pytest.mark.parametrize(("max_new", "fused_steps"), [(1, 4), (2, 4), (8, 3)])
+def test_any_length_with_any_number_of_fused_steps(model, max_new, fused_steps):
+    weights, params = model
+    prompts_2x2, limits_2 = jnp.array([[1, 5], [1, 9]]), jnp.array([99, 99])
+    whole = run_rollout(weights.model, params, prompts_2x2, limits_2, -1, 8, 4)
+    found = run_rollout(weights.model, params, prompts_2x2, limits_2, -1, max_new, fused_steps)
+    assert found.tokens_RxT.tolist() == whole.tokens_RxT[:, :max_new].tolist()
+    assert found.lengths_R.tolist() == [max_new] * 2 and not found.finished_R.any()
+
+
+def test_batches_cover_everything_once():
+    assert [list(rows) for rows in batches(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert batches(0, 2) == []
+
+
+# -- compilation -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def counted_compilations():
+    """Yields a list that grows by one with every program compiled meanwhile."""
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_one_program_serves_all_prompts_keys_and_limits(model, sampler):
+    complete(sampler, model[1])
+    complete(sampler, model[1], samples=1, sampling=GREEDY)
+    other_key = jax.random.fold_in(KEY, 1)
+    with counted_compilations() as compiled:
+        for rows in ([0, 1, 2], [4], range(5)):
+            complete(sampler, model[1], rows)
+            complete(sampler, model[1], rows, samples=1, sampling=GREEDY)
+        sampler.complete(
+            model[1], ["9"], [1], other_key, samples=3, sampling=MIXED, limits=[2], batch=8
+        )
+    assert not compiled
+    with counted_compilations() as compiled:
+        complete(sampler, model[1], samples=2)
+    assert compiled, "the counter must notice what does compile"
