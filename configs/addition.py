@@ -19,9 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 optimizer=dict(muon, learning_rate=1.5e-3, decay=0.6),
                 **shape,
             ),
-            generate=dict(
-                prompts=4096, temperature=0.0, spread=2, max_difficulty=10, advance=0.01
-            ),
+            generate=dict(prompts=4096, temperature=0.0, spread=2, max_difficulty=10, advance=0.01),
         )
     )
     if arg == "tiny":

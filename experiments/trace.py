@@ -86,7 +86,7 @@ def _sample_tree(trace: Trace) -> Tree:
         decided = [_decision_tree(d) for d in trace["decisions"]]
         decided += [(_verdict_line(v) + "; read by no filter", []) for v in trace["other_verdicts"]]
         branches.append(("decisions" if decided else "decisions   none: no filter saw it", decided))
-    trained = [(_trained_line(t), [_runs_leaf(t)]) for t in trace["trained"]]
+    trained = [(_trained_line(t, sample), [_runs_leaf(t)]) for t in trace["trained"]]
     branches.append((f"trained directly  {_sets(trained)}", trained))
     descended = [(_params_line(t), [_runs_leaf(t)]) for t in trace["descended"]]
     branches.append((f"only descend from those  {_sets(descended)}", descended))
@@ -145,32 +145,32 @@ def _params_tree(trace: Trace) -> Tree:
 
 
 def _training_tree(link: Trace) -> Tree:
-    rows = [
-        (
-            f"{r['distinct']} rows, drawn {r['times']} times, from "
-            + (
-                "the seed data"
-                if r["source"] == "seed"
-                else f"generate/{r['source'][:_SHOWN]} ({_where(r)}), filter '{r['filter']}'"
-            ),
-            [],
-        )
-        for r in link["rows"] or []
-    ]
-    filters = [
-        (
-            f"filter '{f['filter']}' kept {_number(f['kept'])} of {_number(f['of'])}   {_title(f)}",
-            [],
-        )
-        for f in link["filters"]
-    ]
+    rows = [(_rows_line(r), []) for r in link["rows"] or []]
+    filters = [(_filter_line(f), []) for f in link["filters"]]
     rows = rows or [("rows.parquet was collected", [])]
     return f"{_params_line(link)}, {link['steps']} steps", [*rows, *filters, _runs_leaf(link)]
 
 
-def _trained_line(entry: Trace) -> str:
+def _rows_line(rows: Trace) -> str:
+    source = "the seed data"
+    if rows["source"] != "seed":
+        where = _where(rows)
+        source = f"generate/{rows['source'][:_SHOWN]} ({where}), filter '{rows['filter']}'"
+    return f"{_count(rows['distinct'], 'row')}, {_count(rows['times'], 'draw')}, from {source}"
+
+
+def _filter_line(entry: Trace) -> str:
+    kept = f"filter '{entry['filter']}' kept {_number(entry['kept'])} of {_number(entry['of'])}"
+    altered = f", altered by {', '.join(entry['altered_by'])}" if entry["altered_by"] else ""
+    return f"{kept}{altered}   {_title(entry)}"
+
+
+def _trained_line(entry: Trace, sample: Trace) -> str:
     too = "; descends from an earlier one as well" if entry["descends_too"] else ""
-    return f"{_params_line(entry)}, row seen {entry['times']} times{too}"
+    given = entry["completion"]
+    same = given is None or sample["completion"] in (None, given)
+    altered = "" if same else f", altered to {json.dumps(given, ensure_ascii=False)}"
+    return f"{_params_line(entry)}, row seen {_count(entry['times'], 'time')}{altered}{too}"
 
 
 def _params_line(entry: Trace) -> str:
@@ -215,9 +215,11 @@ def _quoted(text: str | None, entry: Trace) -> str:
 
 
 def _sets(entries: list[Tree]) -> str:
-    return {0: "no parameters", 1: "1 parameter set"}.get(
-        len(entries), f"{len(entries)} parameter sets"
-    )
+    return _count(len(entries), "parameter set") if entries else "no parameters"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _number(value: int | None) -> str:

@@ -164,9 +164,7 @@ class Bindings:
         settings = asdict(config)
         del settings["on_empty"]
         return self._run_filter(
-            functools.partial(
-                select, chosen=self.m.chosen, matched=self.m.matched, config=config
-            ),
+            functools.partial(select, chosen=self.m.chosen, matched=self.m.matched, config=config),
             settings,
             _inputs(samples) | ({"verdicts": verdicts} if verdicts else {}),
             index,
@@ -208,7 +206,9 @@ class Bindings:
             keyed=False,
         )
 
-    def next_difficulty(self, newest: int, samples: dict[int, Artifact], selection: Artifact) -> int:
+    def next_difficulty(
+        self, newest: int, samples: dict[int, Artifact], selection: Artifact
+    ) -> int:
         """The next round's newest difficulty, by what this round kept."""
         rows = Samples.gather(_inputs(samples))
         kept_S = Selection.from_table(selection.table(SELECTION_FILE)).kept_S

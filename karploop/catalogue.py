@@ -120,8 +120,7 @@ class Catalogue:
             found.add(name)
             for reference in self.manifests[name].inputs.values():
                 named = (reference["stage"], reference["key"])
-                behind = {named, *self.by_content.get(reference["content"], [])[:1]}
-                waiting += [n for n in behind if n in self.manifests]
+                waiting += [n for n in (named, self.resolve(reference)) if n in self.manifests]
         return found
 
     def reach(self, config: Mapping[str, Any]) -> set[Name]:

@@ -21,6 +21,7 @@ from karploop.config import Config, resolve
 from karploop.errors import RunFailed, UserError
 
 _PREFIX = "--config."
+_ARGUMENTS = tuple(sys.argv[1:])  # as typed, before overrides are taken out
 
 
 class StopRequest:
@@ -50,6 +51,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     code = 1
     try:
         code = main(flags.FLAGS(sys.argv)) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -96,7 +101,9 @@ def load_config(spec: str, overrides: Mapping[str, str]) -> Config:
     """
     path, _, argument = spec.partition(":")
     if not os.path.isfile(path):
-        raise UserError(f"no config file '{path}': --config wants a path such as configs/addition.py")
+        raise UserError(
+            f"no config file '{path}': --config wants a path such as configs/addition.py"
+        )
     module_spec = importlib.util.spec_from_file_location("karploop_user_config", path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
@@ -113,7 +120,7 @@ def command() -> str:
     """The command line that started this process, to be typed again."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"-m {module.name}" if module else shlex.quote(sys.argv[0])
-    return f"python {program} {shlex.join(sys.argv[1:])}"
+    return f"python {program} {shlex.join(_ARGUMENTS)}"
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -181,7 +181,6 @@ class Config:
     retention: RetentionConfig = RetentionConfig()
 
 
-
 # Keys that never change a result: a run may go on with other values of these.
 RESULT_FREE = ("mesh", "retention", "rounds")
 

@@ -24,9 +24,7 @@ def window(config: Config, newest: int) -> list[int]:
     return list(range(min(lowest, newest), newest + 1))
 
 
-def following(
-    config: Config, newest: int, difficulty_S: np.ndarray, kept_S: np.ndarray
-) -> int:
+def following(config: Config, newest: int, difficulty_S: np.ndarray, kept_S: np.ndarray) -> int:
     """The newest difficulty of the next round, from what this one kept."""
     at_newest_S = difficulty_S == newest
     if not at_newest_S.any() or kept_S[at_newest_S].mean() < config.generate.advance:

@@ -20,8 +20,9 @@ import jax
 
 from karploop import cli, loop
 from karploop.config import Config, to_dict
+from karploop.errors import UserError
 from karploop.machinery import prepare
-from karploop.mesh import is_main
+from karploop.mesh import any_process, is_main, main_first
 from karploop.models.weights import FILE
 from karploop.reporting.progress import Progress
 from karploop.run_directory import RunDirectory
@@ -29,24 +30,45 @@ from karploop.stages import Stages, Stopped
 from karploop.store import Store, digest
 
 
+def join_cluster(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins the processes of other machines that run the same command, before any device is used.
+
+    From then on `jax.devices()` are those of all processes, and the main one alone writes.
+
+    Args:
+      coordinator: HOST:PORT on which the main process (number 0) listens.
+      processes: how many there are.
+      process: this one's number. On TPU pods and under Slurm or Open MPI all three may be None.
+
+    Raises:
+      UserError: there is nothing to join by these arguments.
+    """
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot join the other processes: {error}. Outside TPU pods, Slurm and Open MPI give "
+            "each --coordinator_address=HOST:PORT, --num_processes and its own --process_id"
+        ) from error
+
+
 def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool = False) -> int:
     """Runs `config` in `workdir`; returns the process's exit code."""
     started = time.time()
     machinery = prepare(config)
     if dry_run:
-        print(json.dumps(to_dict(config), indent=1))
+        if is_main():
+            print(json.dumps(to_dict(config), indent=1))
         return 0
     run_name = run_name or f"{config.name}-{digest(to_dict(config))[:8]}"
     progress = Progress(rounds=config.rounds, quiet=not is_main())
     stop = cli.StopRequest()
     stop.install()
     store = Store(workdir, progress.say)
-    store.open()
     _use_compilation_cache()
     with contextlib.ExitStack() as running:
-        with store.gate(exclusive=False):  # once past it, garbage collection sees this run
-            running.enter_context(store.lock(f"run-{run_name}-{jax.process_index()}", wait=False))
-            run = RunDirectory(store, run_name, config)
+        run = main_first(lambda: _start(store, run_name, config, running))
+        _check_shared(store)
         try:
             params = loop.run(machinery, Stages(store, progress, stop), run.add_round)
         except Stopped:
@@ -55,6 +77,31 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
         hashes = [artifact.manifest.files[FILE]["sha256"] for artifact in params.values()]
         run.finish(hashes, time.time() - started)
     return 0
+
+
+def _start(
+    store: Store, run_name: str, config: Config, running: contextlib.ExitStack
+) -> RunDirectory:
+    """The run's directory; on the main process in a workdir made ready and under the run's lock.
+
+    Raises:
+      UserError: the workdir cannot be written, or the run's name is in use or means another config.
+    """
+    if not is_main():
+        return RunDirectory(store, run_name, config)
+    store.open()
+    with store.gate(exclusive=False):  # once past it, garbage collection sees this run
+        running.enter_context(store.lock(f"run-{run_name}-{jax.process_index()}", wait=False))
+        return RunDirectory(store, run_name, config)
+
+
+def _check_shared(store: Store) -> None:
+    """Raises UserError, on every process, unless all see the workdir that the main one opened."""
+    if any_process(not store.root.exists()):
+        raise UserError(
+            f"the processes do not share the workdir '{store.root}': give --workdir a disk that "
+            "all machines mount, or an object store (gs://…, s3://…)"
+        )
 
 
 def _use_compilation_cache() -> None:

@@ -18,6 +18,7 @@ unfinished run is at has no entry there yet, and counts as nobody's.
 from __future__ import annotations
 
 import json
+import pathlib
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -77,7 +78,12 @@ def trace_sample(catalogue: Catalogue, identity: str) -> Trace:
     below = _descendants(catalogue, direct)
     return origin | {
         "trained": [
-            _params(catalogue, n) | {"times": times, "descends_too": n in below}
+            _params(catalogue, n)
+            | {
+                "times": times,
+                "completion": _trained_on(catalogue, n, name, row),
+                "descends_too": n in below,
+            }
             for n, times in direct.items()
         ],
         "descended": [_params(catalogue, n) for n in catalogue.trained if n in below - set(direct)],
@@ -166,8 +172,7 @@ def _prompt_row(manifest: Manifest, row: int) -> int | None:
 def _kept_row(catalogue: Catalogue, name: Name, row: int) -> dict[str, Any] | None:
     """The row as a filter kept it: where its text is left after its samples were collected."""
     for reader in catalogue.readers(name, ("filter",), "samples"):
-        where = [("source", "in", _aliases(catalogue, name)), ("row", "==", row)]
-        table = _table(catalogue, reader, EXAMPLES_FILE, filters=where)
+        table = _table(catalogue, reader, EXAMPLES_FILE, filters=_is(catalogue, name, row))
         if table is not None and table.num_rows:
             return table.to_pylist()[0]
     return None
@@ -223,17 +228,25 @@ def _place(catalogue: Catalogue, reader: Name, name: Name, row: int) -> int | No
 def _direct(catalogue: Catalogue, name: Name, row: int) -> dict[Name, int]:
     """The training stages whose updates drew this row, and how often each did."""
     found = {}
-    sources = [SEED] if name[0] == SEED else _aliases(catalogue, name)
-    where = [("source", "in", sources), ("row", "==", row)]
     for trained in catalogue.trained:
         if name[0] == SEED:
             seed = catalogue.manifests[trained].inputs.get(SEED)
             if not seed or seed["content"] != catalogue.content[name]:
                 continue
-        table = _table(catalogue, trained, ROWS_FILE, filters=where)
+        table = _table(catalogue, trained, ROWS_FILE, filters=_is(catalogue, name, row))
         if table is not None and table.num_rows:
             found[trained] = sum(table.column("times").to_pylist())
     return found
+
+
+def _trained_on(catalogue: Catalogue, trained: Name, name: Name, row: int) -> str | None:
+    """The completion as this training stage was given it: noise may have altered it."""
+    given = [name] if name[0] == SEED else _kept(catalogue, trained)
+    for stage in given:
+        table = _table(catalogue, stage, EXAMPLES_FILE, filters=_is(catalogue, name, row))
+        if table is not None and table.num_rows:
+            return table.column("completions")[0].as_py()
+    return None
 
 
 def _descendants(catalogue: Catalogue, names: Iterable[Name]) -> set[Name]:
@@ -313,22 +326,39 @@ def _chain(catalogue: Catalogue, name: Name) -> tuple[list[Name], bool]:
 
 def _training(catalogue: Catalogue, name: Name) -> Trace:
     """One link of the chain: what this stage trained on."""
-    manifest = catalogue.manifests[name]
-    kept = sorted(r for r in manifest.inputs if r.startswith("kept_"))
-    filters = [f for role in kept if (f := catalogue.input(name, role))]
+    filters = [_filter_behind(catalogue, n) for n in _kept(catalogue, name)]
     return _params(catalogue, name) | {
-        "steps": manifest.config.get("steps"),
-        "rows": _rows_by_source(catalogue, name, filters),
+        "steps": catalogue.manifests[name].config.get("steps"),
+        "rows": _rows_by_source(catalogue, name, [f for f, _ in filters if f]),
         "filters": [
             _stage(catalogue, f)
             | {
                 "filter": catalogue.manifests[f].config.get("name"),
                 "kept": _rows_in(catalogue, f, EXAMPLES_FILE),
                 "of": _rows_in(catalogue, f, SELECTION_FILE),
+                "altered_by": [_show(n) for n in between],
             }
-            for f in filters
+            for f, between in filters
+            if f
         ],
     }
+
+
+def _kept(catalogue: Catalogue, name: Name) -> list[Name]:
+    """The stages whose kept rows a training stage was given, by round."""
+    roles = (r for r in catalogue.manifests[name].inputs if r.startswith("kept_"))
+    found = (catalogue.input(name, r) for r in sorted(roles, key=lambda r: int(r[len("kept_") :])))
+    return [n for n in found if n]
+
+
+def _filter_behind(catalogue: Catalogue, name: Name) -> tuple[Name | None, list[Name]]:
+    """The filter that kept a stage's rows, and what altered them on the way (noise)."""
+    between: list[Name] = []
+    at: Name | None = name
+    while at and at[0] != "filter":
+        between.append(at)
+        at = catalogue.input(at, "kept")
+    return at, between
 
 
 def _rows_by_source(catalogue: Catalogue, name: Name, filters: list[Name]) -> list[Trace] | None:
@@ -397,11 +427,13 @@ def _twins(catalogue: Catalogue, name: Name) -> list[str]:
     return [key for stage, key in same if stage == name[0] and key != name[1]]
 
 
-def _aliases(catalogue: Catalogue, name: Name) -> list[str]:
-    return [name[1], *_twins(catalogue, name)]
+def _is(catalogue: Catalogue, name: Name, row: int) -> list[tuple[str, str, Any]]:
+    """The condition under which a row of examples or of rows.parquet is this one."""
+    sources = [SEED] if name[0] == SEED else [name[1], *_twins(catalogue, name)]
+    return [("source", "in", sources), ("row", "==", row)]
 
 
-def _fetch(catalogue: Catalogue, manifest: Manifest, file: str):
+def _fetch(catalogue: Catalogue, manifest: Manifest, file: str) -> pathlib.Path:
     try:
         return catalogue.store.fetch(manifest, file)
     except Corrupt as error:

@@ -9,7 +9,7 @@ all-gather over `fsdp` at the entry of the sampling program and nothing inside i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from karploop.config import MeshConfig
 from karploop.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+T = TypeVar("T")
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 # Logical axis → mesh axis, or None where it stays whole on every device. Written as keywords, so
@@ -179,6 +180,23 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def main_first(action: Callable[[], T]) -> T:
+    """Calls `action` on the main process, then on the others; if the main one fails, all fail.
+
+    Raises:
+      UserError: on the others, when `action` raised on the main process.
+    """
+    result, error = None, None
+    if is_main():
+        try:
+            result = action()
+        except Exception as raised:
+            error = raised
+    if any_process(error is not None):
+        raise error or UserError("the main process could not start: its message says why")
+    return result if is_main() else action()
 
 
 def barrier(name: str) -> None:

@@ -60,9 +60,7 @@ class Record:
         columns = {}
         for f in dataclasses.fields(cls):
             column = table.column(f.name)
-            columns[f.name] = (
-                column.to_numpy() if f.type.endswith("Column") else column.to_pylist()
-            )
+            columns[f.name] = column.to_numpy() if f.type.endswith("Column") else column.to_pylist()
         return cls(**columns)
 
     @classmethod

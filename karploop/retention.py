@@ -247,12 +247,6 @@ def _stale_partials(catalogue: Catalogue, keep_open: bool) -> list[epath.Path]:
 
 def execute(store: Store, what: Plan) -> None:
     """Removes what the plan names; the caller holds the gate. May be cut short and repeated."""
-    for (stage, key), files in what.collect.items():
-        entry = store.entry(stage, key)
-        marker = {"removed": sorted({*files, *_marked(entry / COLLECTED)})}
-        write_atomic(entry / COLLECTED, (json.dumps(marker) + "\n").encode())
-        for file in files:
-            (entry / file).unlink(missing_ok=True)
     for stage, key in what.remove:
         store.discard(stage, key)
         (store.root / "provenance" / stage / f"{key}.json").unlink(missing_ok=True)
@@ -262,6 +256,13 @@ def execute(store: Store, what: Plan) -> None:
             continue
         with store.scratch() as aside:  # half a checkpoint must not be found under its old name
             os.rename(folder, aside / folder.name)
+    # Last, because a marker needs a little room on a disk that may be full.
+    for (stage, key), files in what.collect.items():
+        entry = store.entry(stage, key)
+        marker = {"removed": sorted({*files, *_marked(entry / COLLECTED)})}
+        write_atomic(entry / COLLECTED, (json.dumps(marker) + "\n").encode())
+        for file in files:
+            (entry / file).unlink(missing_ok=True)
 
 
 def _marked(marker: epath.Path) -> list[str]:

@@ -8,13 +8,15 @@ tracing a row to its origins are all this one look-up.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import platform
+import tempfile
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,12 +218,22 @@ class Stages:
         if mesh_lib.any_process(self.stop_requested()):
             raise Stopped
 
+    @contextlib.contextmanager
+    def _workplace(self, name: str) -> Iterator[pathlib.Path]:
+        """A directory for a stage's files, under the stage's lock on the process that commits them.
+
+        The other processes compute the same files; theirs are thrown away.
+        """
+        if mesh_lib.is_main():
+            with self.store.lock(name, wait=True), self.store.scratch() as directory:
+                yield directory
+        else:
+            with tempfile.TemporaryDirectory() as directory:
+                yield pathlib.Path(directory)
+
     def _compute(self, function, identity: dict[str, Any], inputs, rng: Rng) -> None:
         stage, key = identity["stage"], identity["key"]
-        lock = self.store.lock(f"{stage}-{key}", wait=True)
-        if not mesh_lib.is_main():
-            lock = self.store.lock(f"{stage}-{key}-{jax.process_index()}", wait=True)
-        with lock, self.store.scratch() as directory:
+        with self._workplace(f"{stage}-{key}") as directory:
             committed = lambda: (  # noqa: E731 - by another run, while this one waited
                 self.store.find(stage, key) is not None and not self.store.collected(stage, key)
             )

@@ -14,7 +14,7 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from karploop.config import nearest
@@ -35,11 +35,12 @@ class Arm:
 
     name: str
     overrides: Overrides
+    label: str = ""  # what tables call it and its like under other seeds; empty: its overrides
 
     @property
     def group(self) -> str:
         """The name that this arm shares with those that differ from it by seed alone."""
-        return name_overrides({k: v for k, v in self.overrides.items() if k != SEED})
+        return self.label or name_overrides({k: v for k, v in self.overrides.items() if k != SEED})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +127,15 @@ def name_arms(entries: Sequence[Overrides]) -> list[Arm]:
       UserError: an entry comes twice.
     """
     return [Arm(name_overrides(entry), entry) for entry in chain(entries)]
+
+
+def label_arms(entries: Mapping[str, Overrides], n: int) -> list[Arm]:
+    """Each entry under the seeds 0 … n−1, called by its label rather than by its overrides."""
+    return [
+        Arm(f"{label}__{SEED}={seed}", overrides | {SEED: seed}, label)
+        for label, overrides in entries.items()
+        for seed in range(n)
+    ]
 
 
 def name_overrides(overrides: Overrides) -> str:

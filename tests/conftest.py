@@ -1,7 +1,7 @@
-"""Eight CPU devices, strict promotion, and a tiny model for the tests that need one.
+"""Eight CPU devices, strict promotion, quick compilation, and a tiny model for tests to share.
 
-Set before any device is used. Only this process is configured, never the environment, so that a
-test that starts a process sees what a user would.
+Set before any device is used, in this process alone: a process that a test starts sees what a user
+would, but for how long it compiles.
 """
 
 import functools
@@ -15,13 +15,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_compilation_cache", False)  # a test measures this code, not the last
+jax.config.update("jax_disable_most_optimizations", True)  # of LLVM: seven times less to wait for
 
 
 @pytest.fixture(scope="session", autouse=True)
-def private_cache(tmp_path_factory):
+def quick_processes(tmp_path_factory):
     """Processes that tests start share a compilation cache of this session, not the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
 
 

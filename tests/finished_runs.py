@@ -5,13 +5,23 @@ voted    filter `vote`: shares seed data, warm-up and round 0's samples with `pl
 members  two members, votes over them; its first member shares the warm-up
 """
 
+import dataclasses
 import functools
 import pathlib
 import shutil
 import signal
+from unittest import mock
 
-from karploop import launch
+import jax
+
+from karploop import launch, loop
+from karploop.bindings import Round
 from karploop.config import Config, resolve
+from karploop.filtering.filters import get_filter
+from karploop.machinery import Machinery, prepare
+from karploop.reporting.progress import Progress
+from karploop.stages import Stages
+from karploop.store import Store
 
 RUNS = ("plain", "voted", "members")
 _OPTIMIZER = dict(name="adamw", learning_rate=1e-3)
@@ -20,7 +30,7 @@ _SETTINGS = dict(
     name="tiny",
     rounds=2,
     mesh=dict(data=1),
-    task=dict(name="reverse_addition", seed_difficulty=2, seed_problems=60),
+    task=dict(name="reverse_addition", seed_difficulty=2, seed_problems=100),
     model=dict(layers=1, width=16, heads=2, head_width=8, mlp_width=32, max_length=32),
     warmup=_TRAIN,
     train=_TRAIN,
@@ -46,14 +56,41 @@ def config(run: str, **overrides: str) -> Config:
     return resolve(_SETTINGS, {"filter.on_empty": "skip"} | _OWN[run] | changed)
 
 
+def promotion():
+    """Ordinary type promotion, which optax relies on."""
+    return jax.numpy_dtype_promotion("standard")
+
+
 def start(workdir: pathlib.Path, run: str, name: str | None = None, **overrides: str) -> None:
     """Runs or resumes in this process, which keeps its own signal handlers."""
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        assert launch.launch(config(run, **overrides), str(workdir), name or run) == 0
+        # What one run compiled serves the others.
+        with promotion(), mock.patch.object(launch, "prepare", _prepare):
+            assert launch.launch(config(run, **overrides), str(workdir), name or run) == 0
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@functools.cache
+def _compiled() -> Machinery:
+    return prepare(config("plain", rounds="3"))  # the longest that a test runs
+
+
+def _prepare(settings: Config) -> Machinery:
+    shared = _compiled()
+    shared.weights._live.clear()  # a process of its own would have nothing on its devices
+    return dataclasses.replace(shared, config=settings, chosen=get_filter(settings.filter.name))
+
+
+def rounds(workdir: pathlib.Path, run: str) -> list[Round]:
+    """The artifacts of a run, found in the store or computed, without a run directory."""
+    found: list[Round] = []
+    stages = Stages(Store(str(workdir)), Progress(quiet=True))
+    with promotion():
+        loop.run(_prepare(config(run)), stages, found.append)
+    return found
 
 
 @functools.cache

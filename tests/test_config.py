@@ -66,7 +66,15 @@ def test_unknown_keys_in_a_config_file_are_refused_too():
 
 def test_overrides_are_taken_out_of_the_command_line_in_every_spelling():
     rest, overrides = cli.split_overrides(
-        ["run", "--config=a.py", "--config.a.b=1", "--config.c", "x=y", "--config.flag", "--workdir=w"]
+        [
+            "run",
+            "--config=a.py",
+            "--config.a.b=1",
+            "--config.c",
+            "x=y",
+            "--config.flag",
+            "--workdir=w",
+        ]
     )
     assert rest == ["run", "--config=a.py", "--workdir=w"]
     assert overrides == {"a.b": "1", "c": "x=y", "flag": "true"}

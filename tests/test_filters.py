@@ -158,9 +158,7 @@ def test_a_filter_of_ones_own_is_found_by_its_import_path():
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.tuples(
-            st.integers(0, 4), st.integers(0, 2), st.text("12", max_size=4), st.booleans()
-        ),
+        st.tuples(st.integers(0, 4), st.integers(0, 2), st.text("12", max_size=4), st.booleans()),
         min_size=1,
         max_size=30,
     ),

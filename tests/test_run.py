@@ -44,8 +44,16 @@ def test_a_run_leaves_what_the_readme_promises(finished):
         for stage, key in entry["stages"].items():
             assert (workdir / "store" / stage / key / "manifest.json").exists()
     metrics = summary["rounds"][1]["metrics"]
-    assert {"yield", "label_precision", "mean_length", "entropy", "distinct_answers"} <= set(metrics)
-    for name in ("config.json", "environment.json", "metrics.jsonl", "accuracy.png", "accuracy.txt"):
+    assert {"yield", "label_precision", "mean_length", "entropy", "distinct_answers"} <= set(
+        metrics
+    )
+    for name in (
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "accuracy.png",
+        "accuracy.txt",
+    ):
         assert (workdir / "runs/r" / name).stat().st_size > 0
     assert list((workdir / "runs/r/tensorboard").glob("events.*"))
     assert "exact_match by difficulty" in result.stdout
@@ -141,8 +149,8 @@ def test_a_loss_that_is_not_a_number_stops_and_names_step_and_batch(tmp_path):
     diverging = ["--config.train.optimizer.learning_rate=1e30"]
     result = run(*arguments, *diverging)
     assert result.returncode == 1
-    assert "the loss is nan at step" in result.stderr
-    assert "last good state" in result.stderr
+    assert "nan at step" in result.stderr
+    assert "clip_norm" in result.stderr
     assert "Traceback" not in result.stderr
     assert list((tmp_path / "store/warmup").glob("*/params.safetensors"))
     mended = run(f"--workdir={tmp_path}", "--run_name=mended")

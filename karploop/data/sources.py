@@ -91,4 +91,3 @@ def _with_answers(task: Task, prompts: list[str]) -> Problems:
         prompts=prompts,
         answers=[task.answer(p) for p in prompts],
     )
-

@@ -64,6 +64,17 @@ class Checkpoints:
         )
         self._unsent = step
 
+    def discard(self, step: int) -> int | None:
+        """Removes the checkpoint of `step`, if there is one; returns the newest that is left."""
+        self._manager.wait_until_finished()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        if self.remote is not None:
+            self._unsent = None if self._unsent == step else self._unsent
+            self._upload()
+            (self.remote / f"checkpoint-{step:09d}.tar").unlink(missing_ok=True)
+        return self._manager.latest_step()
+
     def wait(self) -> None:
         """Returns when the last save is whole."""
         self._manager.wait_until_finished()

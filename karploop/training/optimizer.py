@@ -26,8 +26,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """An optimiser at unit learning rate: the training step multiplies its updates by the rate.
 
     AdamW decays matrices only. Muon (orthogonalised momentum, arXiv 2502.16982) takes the matrices
-    inside the layers at `muon_scale` times the learning rate; embedding, head and norm scales stay
-    with Adam. Gradients are clipped to a global norm of `clip_norm` first.
+    inside the layers at `muon_scale` times the learning rate, and decays them; embedding, head and
+    norm scales stay with Adam (in Nesterov's form, without decay). Gradients are clipped to a
+    global norm of `clip_norm` first.
     """
     if config.name == "muon":
         direction = optax.contrib.muon(

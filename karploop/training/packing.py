@@ -58,7 +58,7 @@ def stream(weights_N: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
     Goes in passes as long as the data: an example of mean weight comes once in every pass, in a
     random place; one of weight 1.5 times the mean once or twice. Equal weights give plain epochs.
     """
-    copies_N = weights_N * (len(weights_N) / weights_N.sum())
+    copies_N = weights_N / weights_N.mean()
     while True:
         whole_N = np.floor(copies_N + rng.random(len(copies_N))).astype(np.int64)
         yield from rng.permutation(np.repeat(np.arange(len(copies_N)), whole_N)).tolist()

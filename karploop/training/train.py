@@ -82,8 +82,9 @@ def train(
             return ""
         step, metrics, rows = pending
         values = [float(x) for x in to_host(metrics)]
-        if not math.isfinite(values[0]):
-            raise Diverged(_blame(step, values[0], mixture.examples, rows, start))
+        if not all(map(math.isfinite, values)):
+            kept = checkpoints.discard(step)  # the parameters that this step began with, if saved
+            raise Diverged(_blame(step, Metrics(*values), mixture.examples, rows, kept))
         log.append([step, *values, learning_rate(config.optimizer, step, config.steps)])
         return f"loss {values[0]:.4f}"
 
@@ -159,10 +160,15 @@ def _usage(examples: Examples, seen_N: np.ndarray) -> pa.Table:
     )
 
 
-def _blame(step: int, loss: float, examples: Examples, rows: Sequence[int], start: int) -> str:
+def _blame(
+    step: int, metrics: Metrics, examples: Examples, rows: Sequence[int], kept: int | None
+) -> str:
     shown = ", ".join(f"{examples.source[r][:12]}:{examples.row[r]}" for r in rows[:5])
+    state = (
+        "there is no earlier checkpoint" if kept is None else f"the state of step {kept} is kept"
+    )
     return (
-        f"the loss is {loss} at step {step}: training stops here and the last good state (step "
-        f"{start} or a later checkpoint) is kept. The batch holds {len(rows)} examples, first "
-        f"{shown}. Lower the learning rate or the gradient's clip_norm, then run again"
+        f"the loss is {metrics.loss} and its gradient {metrics.grad_norm} at step {step}: training "
+        f"stops here; {state}. The batch holds {len(rows)} examples, first {shown}. Lower the "
+        "learning rate or the gradient's clip_norm, then run again"
     )

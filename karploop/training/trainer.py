@@ -65,9 +65,10 @@ class Trainer:
         def step(state: TrainState, batch: Batch, rate: jax.Array):
             loss_of = lambda params: sft_loss(model, params, batch)  # noqa: E731
             (loss, accuracy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and rates
+                updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-            metrics = Metrics(loss, accuracy, optax.global_norm(grads))
+            metrics = Metrics(loss, accuracy, optax.tree.norm(grads))
             return TrainState(params, opt_state), metrics
 
         self._step = jax.jit(

@@ -1,0 +1,153 @@
+"""Two processes, four devices each: the entry point itself, stopped, resumed, and compared.
+
+They share one workdir. Parameters are split over all eight devices, so neither holds them whole.
+What they are compared with runs in this process meanwhile, on one device.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from karploop import cli, launch, loop
+from karploop.errors import UserError
+from karploop.machinery import prepare
+from karploop.reporting.progress import Progress
+from karploop.stages import Stages
+from karploop.store import Store
+from karploop.training.train import STEPS_FILE
+
+ROOT = pathlib.Path(__file__).parent.parent
+SECONDS = 240  # a hang fails here; the whole takes about a minute on two busy cores
+CONFIG = "tests/tiny.py"
+SETTINGS = {"rounds": "1", "generate.prompts": "32", "generate.temperature": "0"}
+
+
+def start(workdir, *arguments):
+    command = [sys.executable, "-m", "experiments.run", f"--config={CONFIG}", "--run_name=r"]
+    command += [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_two(workdir):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
+    cluster = [f"--coordinator_address={address}", "--num_processes=2"]
+    return [start(workdir, *mesh, *cluster, f"--process_id={index}") for index in range(2)]
+
+
+def finish(processes):
+    """(exit code, stdout, stderr) of each process."""
+    deadline = time.monotonic() + SECONDS
+    try:
+        outputs = [p.communicate(timeout=deadline - time.monotonic()) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def ours(stdout):
+    """What is left without the words of the CPU collectives, whose threads write over each other."""
+    words = (
+        r"\[Gloo\] Rank | is connected to | peer ranks\. | ?Expected number of connected | is : "
+    )
+    return re.sub(words + r"|peer ranks|\d+|\s+", "", stdout)
+
+
+def summary(workdir):
+    return json.loads((workdir / "runs/r/summary.json").read_text())
+
+
+def run_here(workdir):
+    """The same run on one device of this process: its rounds, and how much each compiled."""
+    config = cli.load_config(str(ROOT / CONFIG), SETTINGS | {"mesh.data": "1"})
+    store = Store(str(workdir))
+    store.open()
+    rounds, compiled = [], [0]
+
+    def count(event, seconds, **_):
+        compiled[-1] += event == "/jax/core/compile/backend_compile_duration"
+
+    def after_round(done):
+        rounds.append(done)
+        compiled.append(0)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        loop.run(prepare(config), Stages(store, Progress(quiet=True)), after_round)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    return rounds, compiled[:-1]
+
+
+def losses(rounds):
+    """Of each training step, over all stages."""
+    stages = [r.stages.get("warmup") or r.stages["train"] for r in rounds]
+    return [loss for stage in stages for loss in stage.table(STEPS_FILE)["loss"].to_pylist()]
+
+
+def logged_losses(workdir):
+    rows = map(json.loads, (workdir / "runs/r/metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def test_two_processes_stop_resume_and_compute_what_one_does(tmp_path):
+    """Losses to a relative 1e-5, held-out likelihoods to 1e-4, greedy answers exactly."""
+    two = tmp_path / "two"
+    pair = start_two(two)
+    expected, compiled = run_here(tmp_path / "one")
+    assert compiled[0] > 0 and compiled[1:] == [0], "a run compiles each program once"
+    deadline = time.monotonic() + SECONDS
+    while not list(two.glob("partial/warmup/*/checkpoints/*")) and pair[0].poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pair[1].send_signal(signal.SIGTERM)  # one process is asked, both stop
+    (code_0, _, log_0), (code_1, out_1, log_1) = finish(pair)
+    assert (code_0, code_1) == (0, 0), log_0 + log_1
+    assert "stopped; resume with" in log_0
+    assert ours(out_1) == "" and log_1.split() == [
+        "stopping",
+        "after",
+        "the",
+        "current",
+        "chunk",
+        "…",
+    ]
+    assert not (two / "runs/r/summary.json").exists() or not summary(two)["complete"]
+
+    (code_0, out_0, log_0), (code_1, out_1, log_1) = finish(start_two(two))
+    assert (code_0, code_1) == (0, 0), log_0 + log_1
+    assert "exact_match by difficulty" in out_0 and "round 0 (1 of 1)  train" in log_0
+    assert (ours(out_1), log_1) == ("", ""), "only the main process speaks"
+    assert sorted(p.name for p in (two / "locks").glob("run-*")) == ["run-r-0"]
+    assert list((two / "tmp").iterdir()) == []
+
+    assert summary(two)["complete"]
+    assert len(logged_losses(two)) == 20
+    assert logged_losses(two) == pytest.approx(losses(expected), rel=1e-5)
+    for got, here in zip(summary(two)["rounds"], expected, strict=True):
+        assert got["evals"] == pytest.approx(here.evals, abs=1e-4)
+        assert got["metrics"] == pytest.approx(here.metrics, abs=1e-4)
+
+
+def test_a_cluster_that_is_not_there_is_a_users_mistake():
+    with pytest.raises(UserError, match="cannot join the other processes.*--coordinator_address"):
+        launch.join_cluster(None, None, None)

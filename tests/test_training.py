@@ -1,0 +1,323 @@
+"""Training: the loss, what it learns from, how examples are packed, the step, and divergence."""
+
+import functools
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from karploop.bindings import Bindings
+from karploop.config import OptimizerConfig, resolve
+from karploop.errors import UserError
+from karploop.machinery import prepare
+from karploop.models.decoder import packed_mask
+from karploop.reporting.progress import Progress
+from karploop.stages import Stages
+from karploop.store import Store
+from karploop.training.checkpoints import Checkpoints
+from karploop.training.optimizer import learning_rate
+from karploop.training.packing import Batch, Tokenized, pack, stream, tokenize
+from karploop.training.train import Diverged
+from karploop.training.trainer import Trainer, sft_loss
+
+SUMS = [(f"{a}+{b}=", str(a + b)) for a, b in itertools.product(range(8), range(5, 12))]
+
+
+@pytest.fixture(scope="module")
+def sums(tokenizer):
+    return tokenize(tokenizer, *zip(*SUMS, strict=True), row_length=24)
+
+
+def batches_of(examples, rows=4, row_length=24, seed=0):
+    order = stream(np.ones(len(examples)), np.random.default_rng(seed))
+    return (batch for batch, _ in pack(examples, order, rows, row_length))
+
+
+@pytest.fixture(scope="module")
+def make_trainer(make_weights):
+    """make_trainer(optimiser): of a one-layer model on one device."""
+    weights = make_weights(layers=1, positions="rope", activation="swiglu")
+    return functools.cache(lambda name: (weights, Trainer(weights, OptimizerConfig(name=name))))
+
+
+def train_steps(trainer, params, examples, steps):
+    """Losses of `steps` steps, and the state after them."""
+    state, losses = trainer.start(params), []
+    for batch in itertools.islice(batches_of(examples, rows=8), steps):
+        state, metrics = trainer.step(state, batch, 0.01)
+        losses.append(float(metrics.loss))
+    return losses, state
+
+
+# -- the loss ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lossy(make_weights, make_params, sums):
+    """A model, its parameters, a packed batch, and the jitted loss with its gradient."""
+    weights = make_weights(layers=1)
+    loss_of = jax.jit(jax.value_and_grad(functools.partial(sft_loss, weights.model), has_aux=True))
+    return weights.model, make_params(weights), next(batches_of(sums)), loss_of
+
+
+def test_loss_and_accuracy_equal_those_computed_by_hand(lossy):
+    model, params, batch, loss_of = lossy
+
+    @jax.jit
+    def forward(params, batch):
+        mask_BxLxL = packed_mask(batch.segments_BxL)
+        hidden_BxLxE, _ = model.apply(params, batch.tokens_BxL, mask_BxLxL, batch.positions_BxL)
+        return model.apply(params, hidden_BxLxE, method="logits")
+
+    logits_BxLxV = np.asarray(forward(params, batch), np.float64)
+    losses, right = [], []
+    for row, column in zip(*np.nonzero(batch.weights_BxL), strict=True):
+        logits_V, target = logits_BxLxV[row, column], batch.targets_BxL[row, column]
+        losses.append(np.log(np.sum(np.exp(logits_V))) - logits_V[target])
+        right.append(np.argmax(logits_V) == target)
+    (loss, accuracy), _ = loss_of(params, batch)
+    assert float(loss) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(accuracy) == pytest.approx(np.mean(right))
+    assert 0 < np.mean(right) < 1
+
+
+def test_only_completions_are_learnt(lossy):
+    """Other targets in prompts and padding change neither loss nor gradient; in completions both."""
+    _, params, batch, loss_of = lossy
+    learnt_BxL = batch.weights_BxL > 0
+    other_BxL = (batch.targets_BxL + 1) % 16
+    elsewhere = batch._replace(targets_BxL=np.where(learnt_BxL, batch.targets_BxL, other_BxL))
+    there = batch._replace(targets_BxL=np.where(learnt_BxL, other_BxL, batch.targets_BxL))
+    (loss, _), grads = loss_of(params, batch)
+    assert loss_of(params, elsewhere)[0][0] == loss
+    jax.tree.map(np.testing.assert_array_equal, loss_of(params, elsewhere)[1], grads)
+    assert loss_of(params, there)[0][0] != loss
+
+
+def test_a_batch_without_targets_gives_zero_not_nan(lossy):
+    _, params, batch, loss_of = lossy
+    (loss, _), grads = loss_of(params, batch._replace(weights_BxL=0 * batch.weights_BxL))
+    assert loss == 0
+    assert not any(np.any(np.asarray(g)) for g in jax.tree.leaves(grads))
+
+
+# -- packing -----------------------------------------------------------------------------------
+
+
+def test_targets_are_the_completion_and_its_stop_token(tokenizer):
+    [example] = tokenize(tokenizer, ["12+3="], ["15"], row_length=16)
+    batch, taken = next(pack([example], iter([0] * 3), rows=1, row_length=16))
+    assert taken == [0, 0]
+    learnt = batch.targets_BxL[batch.weights_BxL > 0].tolist()
+    assert learnt == [*tokenizer.encode("15"), tokenizer.eos_id] * 2
+    assert batch.tokens_BxL[0, :8].tolist() == [tokenizer.bos_id, *tokenizer.encode("12+3=15")]
+
+
+def test_an_example_that_no_row_holds_is_refused(tokenizer):
+    assert len(tokenize(tokenizer, ["12+3="], ["15"], row_length=8)) == 1
+    with pytest.raises(UserError, match="takes 8 tokens, 'row_length' is 7.*'12\\+3=15'"):
+        tokenize(tokenizer, ["12+3="], ["15"], row_length=7)
+
+
+@st.composite
+def examples_to_pack(draw):
+    """Examples of distinct tokens, with a row length that holds each of them."""
+    lengths = draw(st.lists(st.integers(2, 9), min_size=1, max_size=12))
+    examples = []
+    for number, length in enumerate(lengths):
+        tokens = np.arange(length, dtype=np.int32) + 100 * (number + 1)
+        examples.append(Tokenized(tokens, draw(st.integers(1, length - 1))))
+    return examples, draw(st.integers(8, 20)), draw(st.integers(1, 4))
+
+
+@given(examples_to_pack(), st.integers(0, 99))
+def test_packing_places_every_example_whole_and_in_order(case, seed):
+    examples, row_length, rows = case
+    order = list(itertools.islice(stream(np.ones(len(examples)), np.random.default_rng(seed)), 200))
+    placed = []
+    for batch, taken in itertools.islice(pack(examples, iter(order), rows, row_length), 3):
+        assert all(array.shape == (rows, row_length) for array in batch)
+        found = [example for row in range(rows) for example in unpack(batch, row, examples)]
+        assert sorted(found) == sorted(taken), "what is in the rows is what was taken, no more"
+        free = [row_length - int((batch.segments_BxL[row] > 0).sum()) for row in range(rows)]
+        placed += taken
+        waiting = len(examples[order[len(placed)]].tokens) - 1
+        assert waiting > max(free), "a batch ends only when the next example fits nowhere"
+    assert placed == order[: len(placed)], "nothing is skipped"
+
+
+def unpack(batch: Batch, row: int, examples) -> list[int]:
+    """The examples of a row, after checking that each is whole and that the rest is padding."""
+    start, found = 0, []
+    for segment in range(1, batch.segments_BxL[row].max(initial=0) + 1):
+        number = int(batch.tokens_BxL[row, start]) // 100 - 1
+        example = examples[number]
+        stop = start + len(example.tokens) - 1
+        here = (row, slice(start, stop))
+        assert (batch.segments_BxL[here] == segment).all()
+        assert batch.tokens_BxL[here].tolist() == example.tokens[:-1].tolist()
+        assert batch.targets_BxL[here].tolist() == example.tokens[1:].tolist()
+        assert batch.positions_BxL[here].tolist() == list(range(stop - start))
+        learnt = batch.targets_BxL[here][batch.weights_BxL[here] > 0].tolist()
+        assert learnt == example.tokens[example.prompt_length :].tolist()
+        found.append(number)
+        start = stop
+    assert not any(array[row, start:].any() for array in batch)
+    return found
+
+
+@given(st.integers(1, 40), st.floats(1e-6, 1e6), st.integers(0, 99))
+def test_equal_weights_give_plain_epochs(count, weight, seed):
+    drawn = stream(np.full(count, weight), np.random.default_rng(seed))
+    for _ in range(3):
+        assert sorted(itertools.islice(drawn, count)) == list(range(count))
+
+
+@given(st.lists(st.floats(0.0, 10.0), min_size=1, max_size=8), st.integers(0, 99))
+def test_weights_are_shares_of_the_stream(weights, seed):
+    """After k passes an example has come between floor(kc) − k and … of its expectation kc."""
+    weights_N = np.array(weights)
+    if weights_N.sum() == 0:
+        weights_N[0] = 1.0
+    expected_N = 400 * weights_N / weights_N.sum()
+    drawn = stream(weights_N, np.random.default_rng(seed))
+    counts_N = np.bincount(list(itertools.islice(drawn, 400)), minlength=len(weights_N))
+    assert (counts_N[weights_N == 0] == 0).all()
+    # Each pass rounds an expectation up or down at random: a standard deviation of at most a half.
+    passes = 400 / len(weights_N)
+    assert np.abs(counts_N - expected_N).max() < 6 * np.sqrt(passes) / 2 + 2 * len(weights_N) + 2
+
+
+# -- the step ----------------------------------------------------------------------------------
+
+GOLDEN = {
+    "adamw": [4.89909, 3.36703, 2.74276, 2.26824, 1.8681, 1.67312],
+    "muon": [4.89909, 3.26452, 2.55071, 2.08688, 1.57488, 1.56372],
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_losses_of_a_tiny_run(make_trainer, make_params, sums, name):
+    """Golden values, and that the optimiser lowers the loss at all."""
+    weights, trainer = make_trainer(name)
+    losses, _ = train_steps(trainer, make_params(weights), sums, 12)
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert losses[:6] == pytest.approx(GOLDEN[name], rel=1e-3), (
+        "the numbers of training have changed. If you meant that (another loss, optimiser, packing "
+        f"or architecture), say so in the commit and put these here: {np.round(losses[:6], 5)}. If "
+        "not, it is a bug"
+    )
+
+
+def test_muon_orthogonalises_each_matrix_of_a_layer(make_trainer, make_params, sums):
+    """All singular values of an update are alike, where input and output axes are told right."""
+    weights, trainer = make_trainer("muon")
+    params = make_params(weights)
+    before = jax.tree.map(np.asarray, params)["params"]
+    _, state = train_steps(trainer, params, sums, 1)
+    update = jax.tree.map(lambda new, old: np.asarray(new) - old, state.params["params"], before)
+    matrices = {
+        "value": update["attention_0"]["value"].reshape(16, 32),
+        "out": update["attention_0"]["out"].reshape(32, 16),
+        "up": update["mlp_0"]["up"],
+        "down": update["mlp_0"]["down"],
+    }
+    for name, update_IxO in matrices.items():
+        # Of the first eleven: there are no more different tokens here for a layer to read.
+        singular = np.linalg.svd(update_IxO, compute_uv=False)[:11]
+        stretch = max(1.0, update_IxO.shape[1] / update_IxO.shape[0]) ** 0.5
+        np.testing.assert_allclose(singular, 7 * 0.01 * stretch, rtol=0.4, err_msg=name)
+    for name in ("embedding", "head"):  # Nesterov Adam's first step is as long everywhere
+        moved = np.abs(update[name])[np.abs(update[name]) > 1e-4]
+        np.testing.assert_allclose(moved, 0.01 * (1 + 0.9 / 1.9), rtol=0.05, err_msg=name)
+
+
+def test_adamw_decays_matrices_only(make_trainer, make_params, sums):
+    """With a batch that has no targets, a weight decay of 0.01 is all that an update does."""
+    weights, trainer = make_trainer("adamw")
+    params = make_params(weights)
+    before = jax.tree.map(np.asarray, params)["params"]
+    batch = next(batches_of(sums, rows=8))
+    nothing = batch._replace(weights_BxL=0 * batch.weights_BxL)
+    state, _ = trainer.step(trainer.start(params), nothing, 5.0)
+    after = state.params["params"]
+    np.testing.assert_allclose(after["head"], before["head"] * 0.95, rtol=1e-5)
+    np.testing.assert_allclose(after["mlp_0"]["up"], before["mlp_0"]["up"] * 0.95, rtol=1e-5)
+    np.testing.assert_array_equal(after["final_norm"]["scale"], before["final_norm"]["scale"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_shardings_survive_a_step_which_donates_its_state(make_weights, make_params, sums, name):
+    weights = make_weights(data=2, fsdp=2, tensor=2, layers=1)
+    trainer = Trainer(weights, OptimizerConfig(name=name))
+    state = trainer.start(make_params(weights))
+    new, _ = trainer.step(state, next(batches_of(sums, rows=8)), 0.01)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state)), "old and new would both fill memory"
+    jax.tree.map(lambda x, s: _assert_lies(x, s), new, trainer.shardings)
+    moments = [
+        x
+        for path, x in jax.tree_util.tree_leaves_with_path(new.opt_state)
+        if jax.tree_util.keystr(path).endswith("['mlp_0']['up']")
+    ]
+    assert moments, "the optimiser keeps a moment of every matrix"
+    for moment in moments:
+        _assert_lies(moment, new.params["params"]["mlp_0"]["up"].sharding)
+        assert moment.addressable_shards[0].data.size == moment.size // 4
+
+
+def _assert_lies(x, sharding):
+    assert x.sharding.is_equivalent_to(sharding, x.ndim), (x.sharding, sharding)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.1), (4, 0.5), (9, 1.0), (50, 1.0), (60, 0.84), (75, 0.6), (99, 0.2 + 0.8 / 50)],
+)
+def test_schedule(step, expected):
+    """Up over the first tenth, flat, and down over the last half to a fifth of the peak."""
+    config = OptimizerConfig(learning_rate=3.0, warmup=0.1, decay=0.5, final=0.2)
+    assert learning_rate(config, step, 100) == pytest.approx(3.0 * expected)
+
+
+def test_schedule_without_warm_up_and_decay():
+    config = OptimizerConfig(learning_rate=3.0, warmup=0.0, decay=0.0)
+    assert [learning_rate(config, step, 10) for step in (0, 5, 9)] == [3.0] * 3
+
+
+# -- divergence --------------------------------------------------------------------------------
+
+
+def test_divergence_is_named_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+    """The rate explodes at step 4: what is saved after it is bad, and goes."""
+    stage = dict(steps=8, checkpoint_every=1, rows=4, row_length=16)
+    config = resolve(
+        dict(
+            task=dict(seed_difficulty=1, seed_problems=20),
+            model=dict(layers=1, width=8, heads=2, head_width=4, mlp_width=8, max_length=16),
+            mesh=dict(data=1),
+            warmup=stage,
+            train=stage,
+            rounds=0,
+            evaluate=dict(difficulties=(1,), problems=4, batch=4),
+            generate=dict(batch=4),
+        )
+    )
+    exploding = lambda c, step, steps: 1e30 if step >= 4 else 1e-3  # noqa: E731
+    monkeypatch.setattr("karploop.training.train.learning_rate", exploding)
+    machinery = prepare(config)
+    store = Store(str(tmp_path), print)
+    store.open()
+    bindings = Bindings(machinery, Stages(store, Progress(quiet=True)))
+    with pytest.raises(Diverged, match=r"loss is .* at step 5: .*state of step 4 is.*seed:\d+"):
+        bindings.warmup(0)
+    assert not list((tmp_path / "store").glob("warmup/*")), "nothing bad is committed"
+    [partial] = (tmp_path / "partial" / "warmup").iterdir()
+    abstract = machinery.trainers["warmup"].abstract
+    step, state, log = Checkpoints(pathlib.Path(partial)).restore(abstract)
+    assert step == 4 and len(log) == 4
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(state.params)) < 10
