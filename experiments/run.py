@@ -18,7 +18,9 @@ from karploop import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "Config file, path/to/file.py[:ARG].", required=True)
-flags.DEFINE_string("workdir", "workdir", "Where the store and the runs are: a path or s3://, gs://.")
+flags.DEFINE_string(
+    "workdir", "workdir", "Where the store and the runs are: a path or s3://, gs://."
+)
 flags.DEFINE_string("run_name", None, "Folder under WORKDIR/runs; default: config name and hash.")
 flags.DEFINE_bool("dry_run", False, "Check the config, print it resolved, and stop.")
 flags.DEFINE_bool("distributed", False, "Join the other machines that run this command.")

@@ -32,6 +32,7 @@ be live, and no run should be *started* while a collection is at work.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -254,7 +255,9 @@ def execute(store: Store, what: Plan) -> None:
         if not store.local:
             folder.rmtree(missing_ok=True)
             continue
-        with store.scratch() as aside:  # half a checkpoint must not be found under its old name
+        # Renamed first: half a checkpoint must not be found under its old name. A run that starts
+        # sweeps tmp/ before it comes to the gate, and may have been quicker.
+        with store.scratch() as aside, contextlib.suppress(FileNotFoundError):
             os.rename(folder, aside / folder.name)
     # Last, because a marker needs a little room on a disk that may be full.
     for (stage, key), files in what.collect.items():

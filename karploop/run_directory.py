@@ -14,19 +14,19 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
-import tempfile
 from typing import Any
 
 from karploop import cli
 from karploop.bindings import Round
 from karploop.config import RESULT_FREE, Config, flatten, to_dict
 from karploop.errors import UserError
+from karploop.files import remove, remove_torn, write_atomic
 from karploop.mesh import is_main
 from karploop.reporting.plots import accuracy_plot
 from karploop.reporting.tables import accuracy_table
 from karploop.reporting.writer import RunWriter, write_json_atomic
 from karploop.stages import provenance
-from karploop.store import Store, digest, write_atomic
+from karploop.store import Store, digest
 from karploop.training.train import STEPS_FILE
 
 
@@ -43,8 +43,13 @@ class RunDirectory:
         if not is_main():
             return
         # TensorBoard and plots write to a file system; an object store gets copies of the files.
-        self._local = pathlib.Path(self.path if store.local else tempfile.mkdtemp())
-        self._local.mkdir(parents=True, exist_ok=True)
+        if store.local:
+            self._local = pathlib.Path(self.path)
+            self._local.mkdir(parents=True, exist_ok=True)
+            remove_torn(self._local)
+        else:
+            self._local = store.workspace.scratch_until_exit()
+            remove(self.path / "tensorboard")  # an earlier process's, as RunWriter does locally
         write_json_atomic(self.path / "config.json", to_dict(config))
         write_json_atomic(self.path / "environment.json", environment())
         self._writer = RunWriter(self._local)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import pathlib
 import platform
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,38 +28,17 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from karploop import mesh as mesh_lib
-from karploop.errors import UserError
-from karploop.fingerprint import fingerprint
+from karploop.errors import RunFailed, UserError
+from karploop.files import write_atomic
+from karploop.fingerprint import fingerprint, remember
+from karploop.manifest import Corrupt, Manifest, digest
 from karploop.reporting.progress import Progress
-from karploop.store import Manifest, Store, digest, file_sha256, write_atomic
+from karploop.rng import Rng
+from karploop.store import Store
 
 
 class Stopped(Exception):
     """The user asked for a stop (SIGTERM, Ctrl-C); everything up to a stage's chunk is kept."""
-
-
-@dataclass(frozen=True)
-class Rng:
-    """Identity of a stage's randomness: one key per (seed, member, round, stage name)."""
-
-    seed: int
-    member: int
-    round: int  # −1 before the first round
-
-    def words(self, stage: str) -> list[int]:
-        return [self.seed, self.member, self.round + 1, zlib.crc32(stage.encode())]
-
-    def key(self, stage: str) -> jax.Array:
-        """The root key folded with member, round and stage, for device code."""
-        words = self.words(stage)
-        key = jax.random.key(words[0])
-        for word in words[1:]:
-            key = jax.random.fold_in(key, word)
-        return key
-
-    def numpy(self, stage: str) -> np.random.Generator:
-        """The same identity for host code."""
-        return np.random.default_rng(self.words(stage))
 
 
 @dataclass(frozen=True)
@@ -80,24 +59,36 @@ class Artifact:
         return {"stage": m.stage, "key": m.key, "content": m.content}
 
     def path(self, name: str) -> pathlib.Path:
-        """A local, verified file; computed again if garbage collection has removed it.
+        """A local, verified file; computed again if it was collected, or damaged meanwhile.
 
         Raises:
           UserError: computed again it is another file (on other hardware or versions), so that
             what was made from the old one no longer follows from it.
+          RunFailed: it was damaged meanwhile, and this is one of several processes.
         """
         m = self.manifest
         if self.store.gone(m, name):
             self.store.say(f"store: {m.stage} {m.key[:12]} was collected: computing it again")
-            self.recompute()
-            if self.store.manifest(m.stage, m.key).content != m.content:
-                raise UserError(
-                    f"the collected stage {m.stage}/{m.key} came out different when computed "
-                    "again, probably on other hardware or versions (they are recorded under "
-                    f"'{self.store.root / 'provenance' / m.stage}'): run the same command again to "
-                    "compute all that follows from it anew"
-                )
-        return self.store.fetch(m, name)
+            self._again()
+        try:
+            return self.store.fetch(m, name)
+        except Corrupt as error:
+            if jax.process_count() > 1:  # the others may not have seen it, and go on without us
+                raise RunFailed(f"{error}: run the same command again to repair it") from error
+            self.store.report(error)
+            self._again()
+            return self.store.fetch(m, name)
+
+    def _again(self) -> None:
+        m = self.manifest
+        self.recompute()
+        if self.store.manifest(m.stage, m.key).content != m.content:
+            raise UserError(
+                f"the stage {m.stage}/{m.key} came out different when computed again, probably on "
+                "other hardware or versions (they are recorded under "
+                f"'{self.store.root / 'provenance' / m.stage}'): run the same command again to "
+                "compute all that follows from it anew"
+            )
 
     def table(self, name: str) -> pa.Table:
         return pq.read_table(self.path(name))
@@ -124,6 +115,13 @@ class StageContext:
     def numpy_rng(self) -> np.random.Generator:
         return self.rng.numpy(self.stage)
 
+    @property
+    def scratch(self) -> pathlib.Path:
+        """A local directory, gone when the stage ends, of which nothing is committed."""
+        path = self.directory.with_name("scratch")
+        path.mkdir(exist_ok=True)
+        return path
+
     def check_stop(self) -> None:
         """Raises Stopped, on every process alike, if any was asked to stop."""
         if mesh_lib.any_process(self.stop_requested()):
@@ -132,28 +130,26 @@ class StageContext:
     def write_table(self, name: str, table: pa.Table) -> None:
         pq.write_table(table, self.directory / name, compression="zstd")
 
-    def chunk(self, index: int, compute: Callable[[], pa.Table]) -> pa.Table:
-        """Part `index` of a long stage: read if an earlier attempt kept it, else computed and kept.
+    def chunk(self, part: range, compute: Callable[[], pa.Table]) -> pa.Table:
+        """A part of a long stage: read if an earlier attempt kept it, else computed and kept.
 
-        The file's name ends in its SHA-256: a torn or damaged part is computed again.
+        Its file's name says which part it is, so that it is not taken for one of another size,
+        and ends in its SHA-256: one that is torn or damaged is computed again.
         """
-        prefix = f"chunk-{index:05d}-"
+        prefix = f"chunk-{part.start:09d}-{part.stop:09d}-"
         found = sorted(self.partial.glob(f"{prefix}*")) if self.partial.exists() else []
-        whole = [p for p in found if p.name == f"{prefix}{file_sha256(p)}.parquet"]
-        if mesh_lib.agree(lambda: bool(whole)):
-            return pq.read_table(pa.BufferReader(whole[0].read_bytes()))
-        self.check_stop()
-        table = compute()
-        if mesh_lib.is_main():
-            for damaged in found:
-                self.say(f"store: damaged chunk {damaged}, computed again")
-                damaged.unlink(missing_ok=True)
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            data = sink.getvalue().to_pybytes()
-            write_atomic(self.partial / f"{prefix}{_sha256(data)}.parquet", data)
-        mesh_lib.barrier(f"{self.stage} chunk {index}")
-        return table
+        whole = [data for path in found if (data := _read_named(path, prefix)) is not None]
+        if not mesh_lib.agree(lambda: bool(whole)):
+            self.check_stop()
+            data = _to_parquet(compute())
+            if mesh_lib.is_main():
+                for path in found:
+                    self.say(f"store: damaged chunk found, computing it again: {path}")
+                    path.unlink(missing_ok=True)
+                write_atomic(self.partial / f"{prefix}{_sha256(data)}.parquet", data)
+            mesh_lib.barrier(f"{self.stage} {prefix}")
+            whole = [data]
+        return pq.read_table(pa.BufferReader(whole[0]))  # the same by either way
 
 
 class Stages:
@@ -168,6 +164,7 @@ class Stages:
         self.store = store
         self.progress = progress
         self.stop_requested = stop_requested
+        remember()
 
     def run(
         self,
@@ -208,13 +205,15 @@ class Stages:
             self._compute(function, identity, inputs, rng)
 
         if mesh_lib.agree(lambda: self.store.find(stage, key) is not None):
+            if mesh_lib.is_main():
+                self.store.tidy(stage, key)
             self.progress.reused(rng.round, stage, key)
         else:
-            self._checked_stop()
+            self._check_stop()
             compute()
         return Artifact(self.store.manifest(stage, key), self.store, compute)
 
-    def _checked_stop(self) -> None:
+    def _check_stop(self) -> None:
         if mesh_lib.any_process(self.stop_requested()):
             raise Stopped
 
@@ -224,36 +223,44 @@ class Stages:
 
         The other processes compute the same files; theirs are thrown away.
         """
-        if mesh_lib.is_main():
-            with self.store.lock(name, wait=True), self.store.scratch() as directory:
-                yield directory
-        else:
+        if not mesh_lib.is_main():
             with tempfile.TemporaryDirectory() as directory:
                 yield pathlib.Path(directory)
+            return
+
+        def check_stop() -> None:  # not asking the others, who wait for this one's decision
+            if jax.process_count() == 1 and self.stop_requested():
+                raise Stopped
+
+        lock = self.store.lock(name, wait=True, meanwhile=check_stop)
+        with lock, self.store.scratch() as directory:
+            yield directory
 
     def _compute(self, function, identity: dict[str, Any], inputs, rng: Rng) -> None:
         stage, key = identity["stage"], identity["key"]
-        with self._workplace(f"{stage}-{key}") as directory:
-            committed = lambda: (  # noqa: E731 - by another run, while this one waited
-                self.store.find(stage, key) is not None and not self.store.collected(stage, key)
+        with self._workplace(f"{stage}-{key}") as workplace:
+            # Another run may have committed it while this one waited for the lock.
+            if mesh_lib.agree(lambda: self.store.complete(stage, key) is not None):
+                self.progress.reused(rng.round, stage, key)
+                return
+            directory = workplace / "files"
+            directory.mkdir()
+            context = StageContext(
+                inputs=inputs,
+                rng=rng,
+                stage=stage,
+                directory=directory,
+                partial=self.store.make_partial(stage, key),
+                progress=lambda total, unit: self.progress.stage(rng.round, stage, total, unit),
+                stop_requested=self.stop_requested,
+                say=self.progress.say,
             )
-            if not mesh_lib.agree(committed):
-                context = StageContext(
-                    inputs=inputs,
-                    rng=rng,
-                    stage=stage,
-                    directory=directory,
-                    partial=self.store.partial(stage, key),
-                    progress=lambda total, unit: self.progress.stage(rng.round, stage, total, unit),
-                    stop_requested=self.stop_requested,
-                    say=self.progress.say,
-                )
-                started = time.time()
-                function(context)
-                if mesh_lib.is_main():
-                    self.store.record(stage, key, provenance(time.time() - started))
-                    self.store.commit(directory, **identity)
-                    self.store.remove_partial(stage, key)
+            started = time.time()
+            function(context)
+            if mesh_lib.is_main():
+                self.store.record(stage, key, provenance(time.time() - started))
+                self.store.commit(directory, **identity)
+                self.store.remove_partial(stage, key)
             mesh_lib.barrier(f"{stage} {key} committed")
 
 
@@ -280,7 +287,20 @@ def _module(function: Callable) -> str:
     return function.__module__
 
 
-def _sha256(data: bytes) -> str:
-    import hashlib
+def _to_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
 
+
+def _read_named(path: epath.Path, prefix: str) -> bytes | None:
+    """The bytes of a file whose name ends in their SHA-256; None if they are others."""
+    try:
+        data = path.read_bytes()
+    except OSError:  # removed meanwhile, or unreadable
+        return None
+    return data if path.name == f"{prefix}{_sha256(data)}.parquet" else None
+
+
+def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

@@ -19,6 +19,7 @@ from karploop.bindings import Round
 from karploop.config import Config, resolve
 from karploop.filtering.filters import get_filter
 from karploop.machinery import Machinery, prepare
+from karploop.manifest import Manifest
 from karploop.reporting.progress import Progress
 from karploop.stages import Stages
 from karploop.store import Store
@@ -103,3 +104,9 @@ def finished(directory: pathlib.Path) -> pathlib.Path:
 
 def copy(workdir: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(workdir, to / "workdir"))
+
+
+def edit_manifest(path: pathlib.Path, **changes) -> None:
+    """Rewrites a stage's manifest with other fields and the checksum that goes with them."""
+    manifest = Manifest.parse(path.read_text())
+    path.write_text(dataclasses.replace(manifest, **changes).text())

@@ -103,6 +103,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
         {"model": {"positions": "rope"}, "warmup": {"optimizer": {"name": "muon"}}},
         {"filter": {"name": "random"}},
         {"filter": {"name": "discard", "on_empty": "train"}},
+        {"noise": {"rate": 0.5}},
         {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}},
         {"filter": {"name": "length"}, "task": {"name": "reverse"}},
         {"filter": {"name": "vote", "on_empty": "skip"}, "train": {"mixing": "by_difficulty"}},

@@ -94,6 +94,18 @@ def test_rotation_sees_relative_positions_only():
     assert np.abs(product(5, 2) - product(2, 5)).max() > 1e-2
 
 
+@pytest.mark.parametrize("kind", ["rotary"])
+def test_a_rotary_model_sees_relative_positions_only(made):
+    tokens_1x6 = random_tokens((1, 6))
+    mask_1x6x6 = packed_mask(jnp.ones_like(tokens_1x6))
+    near, far, apart = (
+        logits_of(*made, tokens_1x6, mask_1x6x6, jnp.array([positions]))[0]
+        for positions in ([*range(6)], [*range(50, 56)], [*range(5), 55])
+    )
+    np.testing.assert_allclose(near, far, atol=1e-4)
+    assert np.abs(near - apart)[0, 5].max() > 1e-2
+
+
 @BOTH_MODELS
 def test_order_matters_with_and_without_rotation(made):
     """Without positions the causal mask alone tells orders apart, from the second layer on."""

@@ -137,7 +137,7 @@ def test_two_processes_stop_resume_and_compute_what_one_does(tmp_path):
     assert (code_0, code_1) == (0, 0), log_0 + log_1
     assert "exact_match by difficulty" in out_0 and "round 0 (1 of 1)  train" in log_0
     assert (ours(out_1), log_1) == ("", ""), "only the main process speaks"
-    assert sorted(p.name for p in (two / "locks").glob("run-*")) == ["run-r-0"]
+    assert list((two / "locks").glob("run-*")) == [], "locks are removed by whoever held them"
     assert list((two / "tmp").iterdir()) == []
 
     assert summary(two)["complete"]

@@ -91,8 +91,8 @@ def orphan(workdir, key="0" * 32):
     """An entry that no run refers to, with its provenance: a stage of a run with another seed."""
     source = min((workdir / "store/train").iterdir())
     shutil.copytree(source, workdir / "store/train" / key)
-    own = {"key": key, "rng": {"seed": 7, "member": 0, "round": 0}}
-    edit(workdir / "store/train" / key / "manifest.json", lambda m: m.update(own))
+    path = workdir / "store/train" / key / "manifest.json"
+    finished_runs.edit_manifest(path, key=key, rng={"seed": 7, "member": 0, "round": 0})
     (workdir / "provenance/train" / f"{key}.json").write_text("{}")
     return "train", key
 
@@ -178,7 +178,7 @@ def test_samples_go_on_request_only(workdir):
 
 def test_a_dry_run_changes_nothing_and_plans_the_same(workdir, capsys):
     orphan(workdir)
-    (workdir / "partial/train/some").mkdir()
+    (workdir / "partial/train/some").mkdir(parents=True)
     before = tree(workdir)
     planned = gc(workdir, dry_run=True)
     assert tree(workdir) == before
@@ -333,7 +333,7 @@ def test_nothing_that_a_live_run_needs_is_removed(workdir, known):
     own = stages(workdir, "plain")
     only_voted = trained(workdir, "voted") - own
     lost = orphan(workdir)
-    (workdir / "partial/train/under_way").mkdir()
+    (workdir / "partial/train/under_way").mkdir(parents=True)
     if not known:  # as in a run that has just begun, over stages that others had made
         (workdir / "runs/plain/summary.json").unlink()
     before = contents(workdir / "store")
@@ -373,7 +373,7 @@ def test_an_unfinished_run_keeps_all_that_it_can_go_on_from(workdir, killed):
         path.unlink()
     lost = orphan(workdir)
     for name in ("train/under_way", f"train/{sorted(own)[0][1]}"):
-        (workdir / "partial" / name).mkdir()
+        (workdir / "partial" / name).mkdir(parents=True)
     gc(workdir, NOTHING)
     assert own <= holding(workdir, PARAMS)
     assert everything <= entries(workdir)

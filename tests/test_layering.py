@@ -12,7 +12,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"config"},
-    {"fingerprint", "mesh", "curriculum", "sweeps"},
+    {"fingerprint", "mesh", "curriculum", "sweeps", "files", "manifest", "rng"},
+    {"locks"},
+    {"workspace"},
     {"store"},
     {"reporting"},
     {"stages"},

@@ -247,7 +247,7 @@ def test_stages_of_equal_bytes_are_one(workdir, files, tmp_path):
     twin = "f" * 32
     shutil.copytree(where / "store/generate" / name[1], where / "store/generate" / twin)
     path = where / "store/generate" / twin / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"key": twin}))
+    finished_runs.edit_manifest(path, key=twin)
     catalogue = read_catalogue(Store(str(where)))
     one = trace_sample(catalogue, f"{name[1]}:{row}")
     other = trace_sample(catalogue, f"{twin}:{row}")
@@ -261,9 +261,9 @@ def test_a_parent_that_came_out_different_is_not_taken_for_the_old_one(workdir, 
     name = next(n for n in files.of("generate") if files.input(n, "params")[0] == "warmup")
     weights = files.input(name, "params")
     path = where / "store" / "/".join(weights) / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"]["params.safetensors"]["sha256"] = "0" * 64
-    path.write_text(json.dumps(manifest))
+    written = files.manifests[weights]["files"]
+    changed = {"params.safetensors": {"sha256": "0" * 64, "bytes": 1}}
+    finished_runs.edit_manifest(path, files=written | changed)
     catalogue = read_catalogue(Store(str(where)))
     trace = trace_sample(catalogue, f"{name[1]}:0")
     assert trace["weights"] is None
@@ -376,11 +376,13 @@ def test_ambiguous_ids(workdir, files, tmp_path):
         key = files.of(stage)[0][1]
         other = key[:10] + "x" * 22
         shutil.copytree(where / "store" / stage / key, where / "store" / stage / other)
+        written = files.manifests[stage, key]["files"]
+        changed = {
+            file: about | {"sha256": about["sha256"][:10] + "x" * 54}
+            for file, about in written.items()
+        }
         path = where / "store" / stage / other / "manifest.json"
-        manifest = json.loads(path.read_text()) | {"key": other}
-        for file in manifest["files"].values():
-            file["sha256"] = file["sha256"][:10] + "x" * 54
-        path.write_text(json.dumps(manifest))
+        finished_runs.edit_manifest(path, key=other, files=changed)
     catalogue = read_catalogue(Store(str(where)))
     with pytest.raises(UserError, match="fits several.*more characters"):
         trace_sample(catalogue, f"{files.of('generate')[0][1][:10]}:0")

@@ -43,6 +43,11 @@ def test_each_structure_is_wrong_in_its_own_way(structure):
         assert wrong == [r[:-1] for r in right]
 
 
+def test_an_empty_answer_can_be_made_wrong_too():
+    empty = Examples(["1="], [""], np.array([1]), ["seed"], np.array([0]))
+    assert corrupted(empty, [0], NoiseConfig(structure="digit"), np.random.default_rng(0)) != [""]
+
+
 def test_the_stage_corrupts_its_share_and_keeps_every_origin(tmp_path):
     from functools import partial
 

@@ -62,9 +62,9 @@ def exact_probabilities(logits_V, sampling):
     ids=lambda s: "-".join(f"{name}={value}" for name, value in s._asdict().items()),
 )
 def test_tokens_come_with_their_exact_probabilities(sampling):
-    """Chi-square over 20,000 draws. The seed is fixed: a failure means a wrong distribution."""
+    """Chi-square over 100,000 draws. The seed is fixed: a failure means a wrong distribution."""
     logits_V = np.array([0.3, -1.0, 2.0, 1.1, -3.0, 0.9, 1.6, -0.2], np.float32)
-    n = 20_000
+    n = 100_000
     keys_N = jax.random.split(KEY, n)
     logits_NxV = jnp.broadcast_to(logits_V[None], (n, len(logits_V)))
     tokens_N = jax.jit(draw, static_argnums=2)(keys_N, logits_NxV, sampling)

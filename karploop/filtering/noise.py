@@ -40,17 +40,20 @@ def corrupted(
     digit: one character replaced by another. random: every character drawn anew. swap: the
     completion of another row among `rows` (well formed, right for another prompt). drop: the
     last character is missing, the error that a model makes by itself on longer problems.
-    Characters are drawn from those that the completions use.
+    Characters are drawn from those that prompts and completions use.
     """
     given = [examples.completions[row] for row in rows]
-    alphabet = sorted(set("".join(examples.completions)))
+    alphabet = sorted(set("".join(examples.prompts + examples.completions)))
 
-    def other(character: str) -> str:
-        return rng.choice([c for c in alphabet if c != character])
+    def one_changed(text: str) -> str:
+        if not text:  # an empty answer is made wrong by saying something
+            return str(rng.choice(alphabet))
+        place = int(rng.integers(len(text)))
+        other = rng.choice([c for c in alphabet if c != text[place]])
+        return text[:place] + other + text[place + 1 :]
 
     if config.structure == "digit":
-        places = [int(rng.integers(len(text))) for text in given]
-        return [t[:i] + other(t[i]) + t[i + 1 :] for t, i in zip(given, places, strict=True)]
+        return [one_changed(text) for text in given]
     if config.structure == "random":
         return ["".join(rng.choice(alphabet, len(text))) for text in given]
     if config.structure == "swap":

@@ -176,9 +176,7 @@ class Decoder(nn.Module):
     def logits(self, hidden_BxLxE: jax.Array) -> jax.Array:
         """Next-token logits_BxLxV, accumulated in float32 (works on any leading shape)."""
         head = self.head.astype(self.config.dtype)
-        return jnp.einsum(
-            "...e,ev->...v", hidden_BxLxE, head, preferred_element_type=jnp.float32
-        )
+        return jnp.einsum("...e,ev->...v", hidden_BxLxE, head, preferred_element_type=jnp.float32)
 
     def init_all(self, tokens_BxL, mask_BxLxS, positions_BxL):
         """Touches every parameter once; used to initialise."""

@@ -59,8 +59,8 @@ def generate(
     parts = []
     count = len(prompts["prompt"])
     with context.progress(count * config.samples, "samples") as progress:
-        for index, rows in enumerate(batches(count, config.batch)):
-            table = context.chunk(index, lambda rows=rows: sample(rows))
+        for rows in batches(count, config.batch):
+            table = context.chunk(rows, lambda rows=rows: sample(rows))
             parts.append(Samples.from_table(table))
             progress.advance(len(table), tokens=sum(map(len, parts[-1].tokens)))
     context.write_table(SAMPLES_FILE, Samples.concatenate(parts).to_table())

@@ -136,9 +136,7 @@ class Sampler:
                 finished=bool(host.finished_R[row]),
             )
 
-        return [
-            [completion(p * samples + s) for s in range(samples)] for p in range(len(prompts))
-        ]
+        return [[completion(p * samples + s) for s in range(samples)] for p in range(len(prompts))]
 
     def score(
         self, params: Any, prompts: Sequence[str], continuations: Sequence[str], batch: int

@@ -62,7 +62,7 @@ def train(
     batches = pack(
         examples, stream(mixture.weights_N, context.numpy_rng), config.rows, config.row_length
     )
-    checkpoints = Checkpoints(context.partial)
+    checkpoints = Checkpoints(context.partial, context.scratch, context.say)
     found = checkpoints.restore(trainer.abstract)
     if found:
         start, state, log = found[0], found[1], list(found[2])
