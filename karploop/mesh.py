@@ -25,7 +25,7 @@ T = TypeVar("T")
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 # Logical axis → mesh axis, or None where it stays whole on every device. Written as keywords, so
-# that a logical axis laid out twice is a syntax error; `partition_spec` refuses the other collision.
+# that a logical axis laid out twice is a syntax error; `partition_spec` refuses other collisions.
 TRAIN_RULES = dict(
     batch=("data", "fsdp"),
     embed="fsdp",

@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from karploop.stages import Artifact
 
-
 SAMPLES_FILE = "samples.parquet"
 VERDICTS_FILE = "verdicts.parquet"
 SELECTION_FILE = "selection.parquet"

@@ -76,18 +76,17 @@ class RunDirectory:
         if not is_main():
             return
         costs = {name: self._seconds(a.manifest) for name, a in done.stages.items()}
-        for name in ("warmup", "train"):
-            if name in done.stages:
-                self._write_steps(done, name)
+        trained = [name for name in done.stages if name.split(".")[0] in ("warmup", "train")]
+        tokens = {f"tokens/{name}": self._write_steps(done, name) for name in trained}
         self._writer.write("eval", done.index + 1, done.evals, round=done.index)
         seconds = {f"seconds/{name}": s for name, s in costs.items() if s is not None}
-        self._writer.write("round", done.index + 1, done.metrics | seconds, round=done.index)
+        self._writer.write("round", done.index + 1, done.metrics | tokens | seconds, round=done.index)
         self.summary["rounds"].append(
             {
                 "round": done.index,
                 "evals": done.evals,
                 "stages": {name: a.manifest.key for name, a in done.stages.items()},
-                "metrics": done.metrics,
+                "metrics": done.metrics | tokens,
                 "seconds": costs,
             }
             | ({"stopped": done.stopped} if done.stopped else {})
@@ -119,11 +118,15 @@ class RunDirectory:
         self._upload()
         print(f"\n{table}\n\nwritten to {self.path}: accuracy.png, summary.json, metrics.jsonl")
 
-    def _write_steps(self, done: Round, name: str) -> None:
-        for row in done.stages[name].table(STEPS_FILE).to_pylist():
-            row.pop("step")
-            self._writer.write("train", self._step, row, round=done.index)
-            self._step += 1
+    def _write_steps(self, done: Round, name: str) -> float:
+        """Logs a training stage by step (the first member's only); returns the tokens it read."""
+        rows = done.stages[name].table(STEPS_FILE).to_pylist()
+        if "." not in name:
+            for row in rows:
+                values = {k: v for k, v in row.items() if k != "step"}
+                self._writer.write("train", self._step, values, round=done.index)
+                self._step += 1
+        return sum(row["tokens"] for row in rows)
 
     def _seconds(self, manifest) -> float | None:
         path = self.store.root / "provenance" / manifest.stage / f"{manifest.key}.json"

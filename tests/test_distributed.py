@@ -65,7 +65,7 @@ def finish(processes):
 
 
 def ours(stdout):
-    """What is left without the words of the CPU collectives, whose threads write over each other."""
+    """What is left without the words of the CPU collectives, whose threads overwrite each other."""
     words = (
         r"\[Gloo\] Rank | is connected to | peer ranks\. | ?Expected number of connected | is : "
     )

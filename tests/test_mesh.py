@@ -245,7 +245,7 @@ def gathered_sizes(text: str) -> list[int]:
 
 
 def test_parameters_are_gathered_once_before_the_decode_loop(make_weights, tokenizer):
-    """In the program's text: all-gathers of parameters' size outside the while loop, none inside."""
+    """In the program: all-gathers of parameters' size outside the while loop, none inside."""
     weights = make_weights(fsdp=4, tensor=2, layers=1, width=64, mlp_width=128)
     sampler = Sampler(weights, tokenizer, prompt_length=3, completion_length=4)
     row = lambda *shape: jax.ShapeDtypeStruct((4, *shape), np.int32)  # noqa: E731

@@ -154,7 +154,10 @@ def plain_sampling(weights, params, tokenizer, samples, sampling):
     return found
 
 
-def complete(sampler, params, rows=range(len(PROMPTS)), *, samples=3, sampling=MIXED, **settings):
+ALL_ROWS = range(len(PROMPTS))
+
+
+def complete(sampler, params, rows=ALL_ROWS, *, samples=3, sampling=MIXED, **settings):
     """(prompt, sample) → Completion for some of PROMPTS, in the order given."""
     completions = sampler.complete(
         params,

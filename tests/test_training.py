@@ -87,7 +87,7 @@ def test_loss_and_accuracy_equal_those_computed_by_hand(lossy):
 
 
 def test_only_completions_are_learnt(lossy):
-    """Other targets in prompts and padding change neither loss nor gradient; in completions both."""
+    """Other targets in prompts and padding change no loss and no gradient; in completions both."""
     _, params, batch, loss_of = lossy
     learnt_BxL = batch.weights_BxL > 0
     other_BxL = (batch.targets_BxL + 1) % 16

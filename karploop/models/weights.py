@@ -1,4 +1,4 @@
-"""Parameters: initialised on the mesh, kept as safetensors, shared between stages without a copy."""
+"""Parameters: made on the mesh, kept as safetensors, shared between stages without a copy."""
 
 from __future__ import annotations
 

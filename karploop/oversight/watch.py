@@ -64,7 +64,7 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
         ("kept_mean_length", _mean(lengths_S[kept_S])),
         ("entropy", _mean(samples.entropy_S)),
         ("distinct_answers", distinct / len(samples)),
-        ("tokens", float(lengths_S.sum())),
+        ("tokens/generate", float(lengths_S.sum())),
         *by_difficulty,
     ]
 

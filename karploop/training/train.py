@@ -85,7 +85,8 @@ def train(
         if not all(map(math.isfinite, values)):
             kept = checkpoints.discard(step)  # the parameters that this step began with, if saved
             raise Diverged(_blame(step, Metrics(*values), mixture.examples, rows, kept))
-        log.append([step, *values, learning_rate(config.optimizer, step, config.steps)])
+        tokens = sum(len(examples[row].tokens) - 1 for row in rows)
+        log.append([step, *values, learning_rate(config.optimizer, step, config.steps), tokens])
         return f"loss {values[0]:.4f}"
 
     with context.progress(config.steps, "steps") as progress:
@@ -108,7 +109,7 @@ def train(
     checkpoints.close()
     barrier("training finished")
     weights.save(state.params, context.directory)
-    names = ["step", *Metrics._fields, "learning_rate"]
+    names = ["step", *Metrics._fields, "learning_rate", "tokens"]
     columns = np.array(log).T
     context.write_table(STEPS_FILE, pa.table(dict(zip(names, columns, strict=True))))
     context.write_table(ROWS_FILE, _usage(mixture.examples, seen_N))
