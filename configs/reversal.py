@@ -2,8 +2,8 @@
 
     python -m experiments.run --config=configs/reversal.py
 
-A minute and a half on 2 CPU cores. Expect held-out exact match on ten characters of about 1% for the
-base and of 97% or more after the last round.
+A minute and a half on 2 CPU cores. Expect held-out exact match on ten characters of about 1% for
+the base and of 97% or more after the last round.
 """
 
 from ml_collections import ConfigDict

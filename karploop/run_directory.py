@@ -80,7 +80,9 @@ class RunDirectory:
         tokens = {f"tokens/{name}": self._write_steps(done, name) for name in trained}
         self._writer.write("eval", done.index + 1, done.evals, round=done.index)
         seconds = {f"seconds/{name}": s for name, s in costs.items() if s is not None}
-        self._writer.write("round", done.index + 1, done.metrics | tokens | seconds, round=done.index)
+        self._writer.write(
+            "round", done.index + 1, done.metrics | tokens | seconds, round=done.index
+        )
         self.summary["rounds"].append(
             {
                 "round": done.index,
