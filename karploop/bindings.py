@@ -44,7 +44,7 @@ class Bindings:
     def __init__(self, machinery: Machinery, stages: Stages):
         self.m, self.stages, self.config = machinery, stages, machinery.config
         config, task = machinery.config, asdict(machinery.config.task)
-        self.task_module = type(machinery.task).__module__
+        self.task_modules = (type(machinery.task).__module__, *_home(config.task.name))
         self.model = {"model": asdict(config.model), "alphabet": machinery.tokenizer.alphabet}
         self.where = {"name": task["name"], "held_out": task["held_out"]}
         problems = {"task": machinery.task, "held_out": config.task.held_out}
@@ -83,7 +83,7 @@ class Bindings:
         return Rng(self.config.seed, member, index)
 
     def _run(self, *args, **kwargs) -> Artifact:
-        return self.stages.run(*args, modules=(self.task_module,), **kwargs)
+        return self.stages.run(*args, modules=self.task_modules, **kwargs)
 
     def warmup(self, member: int) -> Artifact:
         return self._train("warmup", self.config.warmup, BASE, member, {"seed": self.seed})
@@ -171,9 +171,10 @@ class Bindings:
         )
 
     def _run_filter(self, function, settings, inputs, index) -> Artifact:
-        modules = (self.m.chosen.function.__module__,)
+        names = self.config.filter
+        modules = (self.m.chosen.function.__module__, *_home(names.name))
         if self.m.matched:
-            modules += (self.m.matched.function.__module__,)
+            modules += (self.m.matched.function.__module__, *_home(names.match))
         return self.stages.run(
             "filter",
             function,
@@ -245,3 +246,8 @@ def by_member(stage: str, artifacts: dict[int, Artifact]) -> dict[str, Artifact]
 
 def _inputs(samples: dict[int, Artifact]) -> dict[str, Artifact]:
     return {f"samples_{member}": artifact for member, artifact in samples.items()}
+
+
+def _home(name: str) -> tuple[str, ...]:
+    """The user's module in a "package.module:ATTRIBUTE": the values in it decide a result too."""
+    return (name.partition(":")[0],) if ":" in name else ()

@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,14 +65,25 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         print(f"error: {error}\nRun with --help for the flags.", file=sys.stderr)
         code = 2
     except Exception as error:
-        if not is_disk_full(error):
-            raise
-        print(
-            "error: the disk is full. Nothing committed is lost: free some space (see "
-            "`python -m experiments.gc`), then run the same command again",
-            file=sys.stderr,
-        )
+        if is_disk_full(error):
+            print(
+                "error: the disk is full. Nothing committed is lost: free some space (see "
+                "`python -m experiments.gc`), then run the same command again",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
+    if code and _in_cluster():
+        # Threads of this process may wait for the other processes, and those wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _in_cluster() -> bool:
+    """Whether this is one of several processes of a run (`launch.join_cluster`)."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:

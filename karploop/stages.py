@@ -115,13 +115,6 @@ class StageContext:
     def numpy_rng(self) -> np.random.Generator:
         return self.rng.numpy(self.stage)
 
-    @property
-    def scratch(self) -> pathlib.Path:
-        """A local directory, gone when the stage ends, of which nothing is committed."""
-        path = self.directory.with_name("scratch")
-        path.mkdir(exist_ok=True)
-        return path
-
     def check_stop(self) -> None:
         """Raises Stopped, on every process alike, if any was asked to stop."""
         if mesh_lib.any_process(self.stop_requested()):

@@ -6,6 +6,7 @@ would, but for how long it compiles.
 
 import functools
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_compilation_cache", False)  # a test measures this code, not the last
 jax.config.update("jax_disable_most_optimizations", True)  # of LLVM: seven times less to wait for
+
+hypothesis.settings.register_profile("karploop", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("karploop")
 
 
 @pytest.fixture(scope="session", autouse=True)

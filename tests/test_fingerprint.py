@@ -13,6 +13,12 @@ import pytest
 
 import karploop
 from karploop import fingerprint as fp
+from karploop.bindings import Bindings
+from karploop.config import resolve
+from karploop.machinery import prepare
+from karploop.reporting.progress import Progress
+from karploop.stages import Stages
+from karploop.store import Store
 
 STAGES = {
     "generate": "karploop.sampling.generate",
@@ -162,3 +168,44 @@ def test_an_edit_during_the_run_does_not_pass_for_what_runs(package, forget):
     running = fp.fingerprint("my_fp_filter")
     forget()
     assert fp.fingerprint("my_fp_filter") != running
+
+
+def test_values_in_a_users_file_count(package, forget, tmp_path):
+    """Also where the task's class and the filter's function are karploop's own."""
+    tiny = dict(
+        rounds=1,
+        task=dict(name="my_fp_values:TASK", seed_difficulty=1, seed_problems=20),
+        filter=dict(name="my_fp_values:FILTER"),
+        model=dict(layers=1, width=8, heads=2, head_width=4, mlp_width=8, max_length=32),
+        warmup=dict(rows=8, row_length=32),
+        train=dict(rows=8, row_length=32),
+        generate=dict(batch=8),
+        evaluate=dict(difficulties=(1,), problems=4, batch=8),
+    )
+
+    def versions(interleave: bool, function: str) -> tuple[str, str]:
+        package(
+            "my_fp_values.py",
+            f"""
+            from karploop.data.tasks import ReverseAddition
+            from karploop.filtering.filters import Filter, length_filter, no_filter
+
+            TASK = ReverseAddition(name="mine", interleave={interleave})
+            FILTER = Filter("mine", {function}.function, None)
+            """,
+        )
+        sys.modules.pop("my_fp_values", None)
+        forget()
+        store = Store(str(tmp_path / "workdir"))
+        store.open()
+        stages = Stages(store, Progress(quiet=True))
+        bindings = Bindings(prepare(resolve(tiny)), stages)
+        asked = []
+        stages.run = lambda *args, modules, **kwargs: asked.append(modules)
+        bindings.filter(0, {}, None)
+        return bindings.seed.manifest.version, fp.fingerprint(*asked[0])
+
+    task, filter_ = versions(False, "no_filter")
+    assert versions(False, "no_filter") == (task, filter_)
+    assert versions(True, "no_filter")[0] != task
+    assert versions(False, "length_filter")[1] != filter_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import re
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
 
+import boto3  # noqa: E402
 from etils import epath  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
 from processes import RUN, Loop, Outcome, finish  # noqa: E402
@@ -48,8 +50,6 @@ def endpoint():
 @pytest.fixture
 def bucket(endpoint, request):
     """The address of an empty bucket."""
-    import boto3
-
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
@@ -99,12 +99,15 @@ def reopened(store: Store) -> Store:
 
 
 def objects(root: epath.Path) -> dict[str, bytes]:
+    """What there is under `root`, by relative name; what goes meanwhile is left out."""
     found = {}
-    for path in root.iterdir() if root.exists() else ():
-        if path.is_dir():
-            found |= {f"{path.name}/{name}": data for name, data in objects(path).items()}
-        else:
-            found[path.name] = path.read_bytes()
+    with contextlib.suppress(FileNotFoundError):
+        for path in root.iterdir():
+            if path.is_dir():
+                found |= {f"{path.name}/{name}": data for name, data in objects(path).items()}
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    found[path.name] = path.read_bytes()
     return found
 
 
@@ -138,8 +141,10 @@ def test_the_manifest_comes_last(store, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(ConnectionError):
             patch.setattr(type(store.root), "open", cut_off)
             commit(store)
-        assert len(objects(store.root / "store")) == upload - 1
+        uploaded = [name.rpartition("/")[2] for name in objects(store.root / "store")]
+        assert len(uploaded) == upload - 1 and MANIFEST not in uploaded
         assert reopened(store).find("train", "0123abcd") is None
+    assert store.say == [], "a torn upload is not damage"
     commit(store)
     assert reopened(store).find("train", "0123abcd")
 
@@ -170,15 +175,21 @@ def test_a_missing_object_is_named(store):
     assert f"{path}: missing" in store.say
 
 
-def test_another_process_is_seen_at_once(store):
-    """No listing is remembered, of what is there or of what is not."""
-    here, there = reopened(store), reopened(store)
-    assert here.find("train", "0123abcd") is None
-    assert not store.partial("train", "x").exists()
-    commit(there)
-    assert here.find("train", "0123abcd")
-    (store.partial("train", "x") / "chunk").write_bytes(b"1")
-    assert [path.name for path in store.partial("train", "x").glob("*")] == ["chunk"]
+def test_another_machine_is_seen_at_once(store):
+    """No listing is remembered, neither of what is there nor of what is not."""
+    commit(store)
+    partial = store.make_partial("train", "x")
+    (partial / "chunk-1").write_bytes(b"1")
+    assert [path.name for path in partial.glob("chunk-*")] == ["chunk-1"]
+    assert store.find("train", "0123abcd") and list(store.entry("train", "0123abcd").iterdir())
+    elsewhere, name = boto3.client("s3"), store.root.parts[2]
+    elsewhere.put_object(Bucket=name, Key="w/partial/train/x/chunk-2", Body=b"2")
+    elsewhere.delete_object(Bucket=name, Key="w/partial/train/x/chunk-1")
+    elsewhere.put_object(Bucket=name, Key="w/store/train/0123abcd/collected.json", Body=b"{}")
+    elsewhere.delete_object(Bucket=name, Key="w/store/train/0123abcd/a.bin")
+    assert [path.name for path in partial.glob("chunk-*")] == ["chunk-2"]
+    assert store.gone(store.find("train", "0123abcd"), "a.bin")
+    assert store.complete("train", "0123abcd") is None
 
 
 def test_a_bucket_that_is_not_there(endpoint, machine):
@@ -261,12 +272,19 @@ def test_the_later_of_two_writers_has_the_lease(store, monkeypatch):
 
 # -- whole runs ----------------------------------------------------------------------------------
 
+# Many chunks and checkpoints, so that who watches from outside can kill a process in time.
+MANY = (
+    "--config.warmup.steps=30",
+    "--config.warmup.checkpoint_every=1",
+    "--config.generate.batch=4",
+)
+
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Outcome:
     """The same run on a local disk."""
     workdir = tmp_path_factory.mktemp("reference") / "workdir"
-    finish(workdir)
+    finish(workdir, *MANY)
     return Outcome.of(workdir)
 
 
@@ -294,29 +312,31 @@ def test_a_run_killed_in_training_and_in_sampling_moves_to_other_machines(
         loop.process.kill()
         assert loop.wait() == -signal.SIGKILL
 
-    first = Loop(root, **machine("first"))
-    kill_when(first, r"warmup/\S+/checkpoint-000000006")
+    first = Loop(root, *MANY, **machine("first"))
+    kill_when(first, r"warmup/\S+/checkpoint-0000000(0[4-9]|1)")
     shutil.rmtree(tmp_path / "first")
 
     # The dead machine's claim has not ended, and this one cannot know that it is dead.
-    refused = Loop(root, **machine("second"))
+    refused = Loop(root, *MANY, **machine("second"))
     assert refused.wait() == 2
     assert "claim ends in" in refused.stderr and "Traceback" not in refused.stderr
     lease = root / "locks" / f"run-{RUN}-0.json"
     lease.write_text(json.dumps(json.loads(lease.read_text()) | {"beat": 0.0}))
 
-    kept = {name for name in objects(root / "partial") if "checkpoint-" in name}
-    assert 1 <= len(kept) <= 2
-    third = Loop(root, **machine("third"))
-    kill_when(third, r"generate/\S+/chunk-000000016")
-    assert "damaged" not in third.stderr
+    *_, newest = kept = sorted(n for n in objects(root / "partial") if "checkpoint-" in n)
+    assert 2 <= len(kept) <= 3, "the last two checkpoints are kept"
+    archive = root / "partial" / newest
+    archive.write_bytes(archive.read_bytes()[:-1024] + bytes(1023) + b"x")
+    third = Loop(root, *MANY, **machine("third"))
+    kill_when(third, r"generate/\S+/chunk-000000008")
+    assert str(archive) in third.stderr, "a damaged checkpoint is named"
     kept = [name for name in objects(root / "partial") if "chunk-" in name]
     assert kept and not [name for name in objects(root / "partial") if "checkpoint-" in name]
 
     # On the machine where it was killed it resumes at once.
     chunk = root / "partial" / kept[0]
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    last = Loop(root, logs=tmp_path, env={"TMPDIR": str(tmp_path / "third")})
+    last = Loop(root, *MANY, logs=tmp_path, env={"TMPDIR": str(tmp_path / "third")})
     assert last.wait() == 0, last.stderr
     assert str(chunk) in last.stderr
     reference.check(outcome(root, tmp_path / "copy"))

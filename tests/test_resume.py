@@ -264,9 +264,7 @@ def test_other_chunks_than_before(tmp_path, reference):
     finish(workdir, "--config.generate.batch=32", run="other")
     name = f"generate/{key}/samples.parquet"
     found, wanted = (
-        pq.read_table(pa.BufferReader(store[name])).select(
-            ["prompt_id_S", "prompts", "completions"]
-        )
+        pq.read_table(pa.BufferReader(store[name])).select(["prompts", "completions"])
         for store in (Outcome.of(workdir, "other").store, reference.store)
     )
     assert found.equals(wanted)

@@ -315,6 +315,7 @@ def test_decoding_ends_with_the_last_row(model):
     assert passes([2, 4])[0] == 1 + 3
     assert passes([5, 0])[0] == 1 + 6
     assert passes([0, 0])[0] == 1
+    assert passes([5, 0])[1].lengths_R.tolist() == [5, 0], "what fills a batch stays empty"
     first, second = free.tokens_RxT.tolist()
     stop_id = next(token for token in first if token in second)
     stops = [row.index(stop_id) for row in (first, second)]

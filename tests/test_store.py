@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import json
 import os
@@ -570,6 +571,23 @@ def test_who_waits_gets_the_lock_and_can_be_interrupted(store, said):
             assert time.monotonic() - started >= 0.4
         killer.join()
     assert f"waiting for run-r-0, held by process {process.pid}" in said
+
+
+def test_a_lock_file_removed_between_opening_and_locking_it(store, monkeypatch):
+    """Its holder ends and the next one comes, under another file of the same name."""
+    path, real, newcomer = pathlib.Path(store.root) / "locks/run-r-0", fcntl.flock, []
+
+    def flock(file, operation):
+        if not newcomer:
+            path.unlink()
+            newcomer.append(path.open("a+"))
+            real(newcomer[0], fcntl.LOCK_EX)
+        return real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="in use"), store.lock("run-r-0", wait=False):
+        pass
+    newcomer[0].close()
 
 
 def test_one_at_a_time(store):

@@ -2,12 +2,12 @@
 
 import functools
 import itertools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from karploop.models.decoder import packed_mask
 from karploop.reporting.progress import Progress
 from karploop.stages import Stages
 from karploop.store import Store
-from karploop.training.checkpoints import Checkpoints
+from karploop.training.checkpoints import open_checkpoints
 from karploop.training.optimizer import learning_rate
 from karploop.training.packing import Batch, Tokenized, pack, stream, tokenize
 from karploop.training.train import Diverged
@@ -318,6 +318,6 @@ def test_divergence_is_named_and_keeps_the_last_good_state(tmp_path, monkeypatch
     assert not list((tmp_path / "store").glob("warmup/*")), "nothing bad is committed"
     [partial] = (tmp_path / "partial" / "warmup").iterdir()
     abstract = machinery.trainers["warmup"].abstract
-    step, state, log = Checkpoints(pathlib.Path(partial)).restore(abstract)
+    step, state, log = open_checkpoints(epath.Path(partial)).restore(abstract)
     assert step == 4 and len(log) == 4
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(state.params)) < 10

@@ -1,12 +1,17 @@
-"""Mid-stage checkpoints through Orbax, written while training goes on."""
+"""Mid-stage checkpoints, written while training goes on.
+
+On a disk (that all processes share) Orbax writes them, each process its part. An object store
+cannot rename, which Orbax needs, so there each checkpoint is one object, which appears whole or not
+at all.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
+import io
 import json
 import os
-import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,51 +21,37 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from karploop.files import copy, file_sha256, is_local, remove, write_atomic
-from karploop.mesh import barrier, is_main
+from karploop.files import file_sha256, is_local, remove, write_atomic
+from karploop.mesh import barrier, is_main, put, to_host
 
 SEAL = "sha256.json"  # in a checkpoint's folder: file name → SHA-256
 
 
+def open_checkpoints(
+    partial: epath.Path, say: Callable[[str], None] = print
+) -> Checkpoints | RemoteCheckpoints:
+    """The checkpoints of a stage under its partial directory; `say` is told of damage."""
+    return (Checkpoints if is_local(partial) else RemoteCheckpoints)(partial, say)
+
+
 class Checkpoints:
-    """The last two states of one training stage, under the stage's partial directory.
+    """The last two states of one training stage, on a disk.
 
     Orbax writes each to a temporary name and renames it when it is whole. A thread then seals it
     with the SHA-256 of every file: a checkpoint without a seal is one that a kill interrupted, and
     one that differs from its seal is damaged. Neither is restored.
-
-    On an object store, which cannot rename, Orbax writes to this machine's disk and each sealed
-    checkpoint is uploaded as one archive (a single object appears whole or not at all). Several
-    processes have no disk in common, so there Orbax writes to the store itself, by its own means
-    of telling whole checkpoints from torn ones.
     """
 
-    def __init__(
-        self,
-        partial: epath.Path,
-        scratch: pathlib.Path | None = None,
-        say: Callable[[str], None] = print,
-    ):
-        """
-        Args:
-          partial: what outlives the process.
-          scratch: a directory of this machine, empty at first, if `partial` is on an object store.
-          say: is told of damage.
-        """
+    def __init__(self, partial: epath.Path, say: Callable[[str], None]):
         logging.get_absl_logger().addFilter(_not_of_orbax)
         self._say = say
-        self._archives = None
         self._directory = partial / "checkpoints"
-        if not is_local(partial) and jax.process_count() == 1:
-            self._archives = partial
-            self._directory = epath.Path(scratch) / "checkpoints"
-            self._download()
         if is_main():
             self._directory.mkdir(parents=True, exist_ok=True)
             self._remove_torn()
         barrier(f"checkpoints {partial}")
         self._manager = ocp.CheckpointManager(
-            os.path.abspath(self._directory) if is_local(self._directory) else self._directory,
+            os.path.abspath(self._directory),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2,
                 create=False,
@@ -105,9 +96,6 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             self._manager.delete(step)
-        for archive in self._sorted_archives():
-            if archive.name.startswith(_prefix(step)):
-                archive.unlink(missing_ok=True)
         return self._manager.latest_step()
 
     def wait(self) -> None:
@@ -123,14 +111,11 @@ class Checkpoints:
         self._manager.close()
 
     def _finish(self, step: int) -> None:
-        """Seals the checkpoint being written, once it is whole, and uploads it."""
+        """Seals the checkpoint being written, once it is whole."""
         self._manager.wait_until_finished()
-        if not is_main():
-            return
-        folder = self._directory / str(step)
-        write_atomic(folder / SEAL, json.dumps(_hashes(folder), indent=1).encode())
-        if self._archives is not None:
-            self._upload(folder)
+        if is_main():
+            folder = self._directory / str(step)
+            write_atomic(folder / SEAL, json.dumps(_hashes(folder), indent=1).encode())
 
     def _remove_torn(self) -> None:
         """Leaves whole checkpoints only, and names what is damaged."""
@@ -138,45 +123,96 @@ class Checkpoints:
             if not folder.name.isdecimal():  # Orbax was writing it when it was killed
                 remove(folder)
             elif damage := _damage(folder):
-                self._report(damage)
+                self._say(_DAMAGED + damage)
                 remove(folder)
 
-    def _report(self, damage: str) -> None:
-        self._say(f"store: damaged checkpoint found, going back to the one before: {damage}")
 
-    def _upload(self, folder: epath.Path) -> None:
-        archive = shutil.make_archive(
-            os.path.join(folder.parent.parent, folder.name), "tar", folder.parent, folder.name
-        )
-        name = f"{_prefix(int(folder.name))}{file_sha256(archive)}.tar"
-        copy(archive, self._archives / name)
-        os.unlink(archive)
-        others = [path for path in self._sorted_archives() if path.name != name]
-        same = [path for path in others[-1:] if path.name.startswith(_prefix(int(folder.name)))]
-        for old in [*others[:-1], *same]:
+class RemoteCheckpoints:
+    """The same on an object store, for processes that have no disk in common.
+
+    The main process uploads the whole state, gathered on its host, as one object whose name ends in
+    its SHA-256. A thread does so while training goes on.
+    """
+
+    def __init__(self, partial: epath.Path, say: Callable[[str], None]):
+        self._partial, self._say = partial, say
+        self._sender = concurrent.futures.ThreadPoolExecutor(1)
+        self._sending: concurrent.futures.Future | None = None
+
+    def restore(self, abstract: Any) -> tuple[int, Any, np.ndarray] | None:
+        """(steps done, state, metrics so far) of the newest whole checkpoint, if there is one."""
+        for path in reversed(self._objects()):
+            data = path.read_bytes()
+            if path.name != f"{_prefix(_step(path))}{hashlib.sha256(data).hexdigest()}.npz":
+                self._say(f"{_DAMAGED}{path}")
+                continue
+            arrays = np.load(io.BytesIO(data))
+            leaves, structure = jax.tree.flatten(abstract)
+            leaves = [put(arrays[f"arr_{i}"], leaf.sharding) for i, leaf in enumerate(leaves)]
+            return _step(path), jax.tree.unflatten(structure, leaves), arrays["metrics"]
+        return None
+
+    def save(self, step: int, state: Any, metrics: np.ndarray) -> None:
+        """Starts to upload; returns once the state has been copied off the devices.
+
+        Raises:
+          OSError: the upload before this one failed.
+        """
+        self.wait()
+        leaves = [np.array(leaf) for leaf in jax.tree.leaves(to_host(state))]
+        if is_main():
+            self._sending = self._sender.submit(self._upload, step, leaves, metrics)
+
+    def discard(self, step: int) -> int | None:
+        """Removes the checkpoint of `step`, if there is one; returns the newest that is left."""
+        self.wait()
+        left = [path for path in self._objects() if _step(path) != step]
+        barrier(f"about to discard {step} of {self._partial}")
+        if is_main():
+            for path in self._objects():
+                if _step(path) == step:
+                    path.unlink(missing_ok=True)
+        return max(map(_step, left), default=None)
+
+    def wait(self) -> None:
+        """Returns when the last upload is whole; raises what went wrong with it."""
+        if self._sending is not None:
+            self._sending.result()
+            self._sending = None
+
+    def close(self) -> None:
+        """Waits for the last upload."""
+        self.wait()
+        self._sender.shutdown()
+
+    def _upload(self, step: int, leaves: list[np.ndarray], metrics: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, *leaves, metrics=metrics)
+        data = buffer.getvalue()
+        new = self._partial / f"{_prefix(step)}{hashlib.sha256(data).hexdigest()}.npz"
+        write_atomic(new, data)
+        others = [path for path in self._objects() if path.name != new.name]
+        same = [path for path in others if _step(path) == step]  # damaged, and written anew
+        for old in {*others[:-1], *same}:
             old.unlink(missing_ok=True)
 
-    def _download(self) -> None:
-        """Fetches the newest archive that is whole."""
-        self._directory.mkdir(parents=True)
-        for archive in reversed(self._sorted_archives()):
-            local = self._directory.parent / archive.name
-            if f"-{copy(archive, local)}.tar" in archive.name:
-                shutil.unpack_archive(local, self._directory, filter="data")
-                local.unlink()
-                return
-            self._report(str(archive))
-
-    def _sorted_archives(self) -> list[epath.Path]:
-        """By step; none where Orbax's own folders outlive the process."""
-        if self._archives is None or not self._archives.exists():
+    def _objects(self) -> list[epath.Path]:
+        """By step."""
+        if not self._partial.exists():
             return []
-        return sorted(self._archives.glob("checkpoint-*.tar"), key=lambda path: path.name)
+        return sorted(self._partial.glob("checkpoint-*.npz"), key=lambda path: path.name)
+
+
+_DAMAGED = "store: damaged checkpoint found, going back to the one before: "
 
 
 def _prefix(step: int) -> str:
-    """How the name of an archive begins; it ends in the archive's SHA-256."""
+    """How the name of a checkpoint's object begins."""
     return f"checkpoint-{step:09d}-"
+
+
+def _step(path: epath.Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def _not_of_orbax(record) -> bool:

@@ -17,7 +17,7 @@ from karploop.mesh import barrier, to_host
 from karploop.models.weights import Weights
 from karploop.records import EXAMPLES_FILE, Examples
 from karploop.stages import StageContext
-from karploop.training.checkpoints import Checkpoints
+from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
 from karploop.training.optimizer import learning_rate
 from karploop.training.packing import pack, stream, tokenize
 from karploop.training.trainer import Metrics, Trainer
@@ -62,7 +62,7 @@ def train(
     batches = pack(
         examples, stream(mixture.weights_N, context.numpy_rng), config.rows, config.row_length
     )
-    checkpoints = Checkpoints(context.partial, context.scratch, context.say)
+    checkpoints = open_checkpoints(context.partial, context.say)
     found = checkpoints.restore(trainer.abstract)
     if found:
         start, state, log = found[0], found[1], list(found[2])
@@ -141,7 +141,7 @@ def draw_weights(difficulty_N: np.ndarray, newest_N: np.ndarray, config: TrainCo
     return weights_N
 
 
-def _stop_if_asked(context: StageContext, checkpoints: Checkpoints) -> None:
+def _stop_if_asked(context: StageContext, checkpoints: Checkpoints | RemoteCheckpoints) -> None:
     try:
         context.check_stop()
     except BaseException:
