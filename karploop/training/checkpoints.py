@@ -11,6 +11,7 @@ import concurrent.futures
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 from karploop.files import file_sha256, is_local, remove, write_atomic
@@ -43,7 +43,8 @@ class Checkpoints:
     """
 
     def __init__(self, partial: epath.Path, say: Callable[[str], None]):
-        logging.get_absl_logger().addFilter(_not_of_orbax)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_not_of_orbax)
         self._say = say
         self._directory = partial / "checkpoints"
         if is_main():
@@ -215,9 +216,13 @@ def _step(path: epath.Path) -> int:
     return int(path.name.split("-")[1])
 
 
-def _not_of_orbax(record) -> bool:
-    """Orbax's failures reach us as exceptions; logged, they bury the line that says what to do."""
-    return "orbax" not in record.pathname
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Orbax's failures reach us as exceptions; logged, they bury the line that says what to do.
+
+    Of many writes that fail together it raises one, and asyncio logs the others.
+    """
+    logged_by = record.getMessage() if record.name == "asyncio" else record.pathname
+    return "orbax" not in logged_by
 
 
 def _hashes(folder: epath.Path) -> dict[str, str]:
