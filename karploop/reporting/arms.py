@@ -125,7 +125,11 @@ def shared_time(workdir: pathlib.Path, runs: Sequence[str]) -> SharedTime:
     """Adds up the cost of the runs' stages; a run that is not complete counts for nothing."""
     summaries = [read_summary(workdir, run) for run in runs]
     stages_of = [
-        {item for entry in summary["rounds"] for item in entry["stages"].items()}
+        {
+            (name.partition(".")[0], key)  # train.2 is the train stage of member 2
+            for entry in summary["rounds"]
+            for name, key in entry["stages"].items()
+        }
         for summary in summaries
         if summary is not None
     ]
