@@ -27,9 +27,9 @@ FAKE_RUN = textwrap.dedent("""
     if overrides.get("slow"):
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # stops in good order
         time.sleep(60)
-    stages = {("warmup", "w"): 100.0, ("train", "t-" + run): overrides["train"]}
+    stages = {("warmup.1", "w"): 100.0, ("train", "t-" + run): overrides["train"]}
     for (stage, key), seconds in stages.items():
-        path = workdir / "provenance" / stage / (key + ".json")
+        path = workdir / "provenance" / stage.partition(".")[0] / (key + ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seconds": seconds}))
     rounds = [{"round": i - 1, "evals": {}, "metrics": {}, "stages": {s: k}}
