@@ -39,19 +39,60 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The decoder's shape. Its parameters are float32; `dtype` is what it computes in."""
+    """The decoder's shape. Its parameters are float32; `dtype` is what it computes in.
+
+    The defaults are those of a small model trained from scratch. A published checkpoint brings its
+    own values (`karploop/models/families.py`).
+    """
 
     layers: int = option(3, low=1)
     width: int = option(128, low=1)
     heads: int = option(4, low=1)
+    kv_heads: int = option(0, low=0)  # key-value heads, a divisor of heads; 0: as many as heads
     head_width: int = option(32, low=2)
     mlp_width: int = option(512, low=1)
-    activation: str = option("gelu", choices=("gelu", "swiglu"))
+    activation: str = option("gelu", choices=("gelu", "swiglu", "geglu"))
+    max_length: int = option(128, low=4)  # longest sequence, prompt and completion together
+    tied: bool = False  # the embedding is also the output matrix
+    qkv_bias: bool = False
+    out_bias: bool = False  # on attention's output
+    mlp_bias: bool = False
+    # Norms
+    norm_epsilon: float = option(1e-6, low=0.0)
+    norm_offset: bool = False  # scales are stored as their difference to 1
+    post_norms: bool = False  # also after attention and feed-forward block
+    qk_norm: bool = False  # on each head's queries and keys
+    # Positions
     positions: str = option("none", choices=("none", "rope"))
     rope_base: float = option(10_000.0, low=1.0)
-    qk_norm: bool = False
-    max_length: int = option(128, low=4)  # longest sequence, prompt and completion together
+    rope_local_base: float = option(0.0, low=0.0)  # of sliding-window layers; 0: the same
+    rope_scaling: str = option("none", choices=("none", "linear", "llama3"))
+    rope_factor: float = option(1.0, low=1.0)
+    rope_low: float = option(1.0, low=0.0)  # llama3: turns over the original context …
+    rope_high: float = option(4.0, low=0.0)  # … below which to stretch, above which to keep
+    rope_original_length: int = option(8192, low=1)  # llama3
+    # Attention
+    window: int = option(0, low=0)  # columns that a sliding-window layer sees; 0: no such layers
+    pattern: str = "f"  # f full, s sliding window; repeated over the layers
+    attention_scale: float = option(0.0, low=0.0)  # 0: 1/sqrt(head_width)
+    attention_softcap: float = option(0.0, low=0.0)  # 0: none
+    logit_softcap: float = option(0.0, low=0.0)  # 0: none
+    embedding_scale: bool = False  # embeddings times sqrt(width)
+    # Execution
     dtype: str = option("float32", choices=("float32", "bfloat16"))
+    scan: bool = False  # one compiled layer body, parameters stacked
+    # What the backward pass computes again: nothing, all but matrix products, everything.
+    remat: str = option("none", choices=("none", "dots", "full"))
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def sliding_layers(self) -> tuple[bool, ...]:
+        """For each layer, whether its attention is confined to the window."""
+        repeated = self.pattern * (-(-self.layers // len(self.pattern)))
+        return tuple(kind == "s" for kind in repeated[: self.layers])
 
 
 @dataclass(frozen=True)
@@ -311,11 +352,7 @@ def _check_consistency(config: Config) -> None:
     sizes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in sizes.values()) > 1 or 0 in sizes.values():
         raise UserError(f"'config.mesh' wants positive sizes and at most one −1, got {sizes}")
-    if config.model.positions == "rope" and config.model.head_width % 2:
-        raise UserError(
-            f"'config.model.head_width' must be even with rotary positions, "
-            f"got {config.model.head_width}"
-        )
+    _check_model(config.model)
     if config.judge.voters == "members" and config.filter.name == "vote" and config.members < 2:
         raise UserError(
             "'config.judge.voters=members' counts votes over independently seeded models: "
@@ -334,3 +371,31 @@ def _check_consistency(config: Config) -> None:
                 f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
                 f"'config.model.max_length' of {config.model.max_length}"
             )
+
+
+def _check_model(model: ModelConfig) -> None:
+    """Rules between the keys of a model."""
+    if model.positions == "rope" and model.head_width % 2:
+        raise UserError(
+            f"'config.model.head_width' must be even with rotary positions, got {model.head_width}"
+        )
+    if model.heads % model.key_value_heads:
+        raise UserError(
+            f"'config.model.kv_heads' is {model.kv_heads}, which does not divide "
+            f"'config.model.heads' of {model.heads}"
+        )
+    if not model.pattern or set(model.pattern) - set("fs"):
+        raise UserError(
+            f"'config.model.pattern' is '{model.pattern}': write f for a layer of full attention "
+            "and s for one with a sliding window, as in sssssf"
+        )
+    if ("s" in model.pattern) != bool(model.window):
+        raise UserError(
+            f"'config.model.window' is {model.window} and 'config.model.pattern' is "
+            f"'{model.pattern}': a window needs layers marked s, and they need a window"
+        )
+    if model.rope_scaling == "llama3" and model.rope_low >= model.rope_high:
+        raise UserError(
+            f"'config.model.rope_low' ({model.rope_low}) must be below "
+            f"'config.model.rope_high' ({model.rope_high})"
+        )

@@ -31,9 +31,11 @@ TRAIN_RULES = dict(
     embed="fsdp",
     vocab="tensor",
     heads="tensor",
+    kv_heads="tensor",
     mlp="tensor",
     head_width=None,
     norm=None,
+    layers=None,
 )
 DECODE_RULES = TRAIN_RULES | dict(embed=None)
 
@@ -116,7 +118,8 @@ def partition_spec(names: Sequence[str], rules: Rules = TRAIN_RULES) -> Partitio
 def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = TRAIN_RULES) -> Any:
     """Shardings of a tree of `nn.Partitioned` shapes (as `eval_shape(model.init)` gives it).
 
-    A vocabulary that does not divide stays whole: its size is the tokenizer's, not the user's.
+    A vocabulary that does not divide stays whole: its size is the tokenizer's, not the user's. So
+    do key-value heads, of which there are often fewer than parts.
 
     Raises:
       UserError: another axis of a parameter does not divide over the mesh axes it is laid on.
@@ -126,7 +129,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = TRAIN_RULES) -> A
         entries = list(partition_spec(box.names, rules))
         for i, (name, size) in enumerate(zip(box.names, box.value.shape, strict=True)):
             parts = int(np.prod([mesh.shape[axis] for axis in _mesh_axes(entries[i])]))
-            if size % parts and name == "vocab":
+            if size % parts and name in ("vocab", "kv_heads"):
                 entries[i] = None
             elif size % parts:
                 keys = " × ".join(f"config.mesh.{axis}" for axis in _mesh_axes(entries[i]))

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from karploop.models.decoder import Decoder, init_cache, packed_mask, rotate
+from karploop.config import ModelConfig
+from karploop.models.decoder import Decoder, init_cache, packed_mask
+from karploop.models.rope import rotate, rotations
 
 MODELS = {
     "plain": dict(positions="none", activation="gelu"),
@@ -81,11 +83,12 @@ def test_packed_rows_equal_separate_rows(made):
 def test_rotation_sees_relative_positions_only():
     """(R_m q) · (R_n k) depends on m − n, and on nothing else of m and n."""
     q_1x1xHxD, k_1x1xHxD = jax.random.normal(jax.random.key(0), (2, 1, 1, 3, 8))
+    config = ModelConfig(positions="rope", head_width=8)
 
     @jax.jit
     def product(m, n):
-        q = rotate(q_1x1xHxD, jnp.full((1, 1), m), 10_000.0)
-        k = rotate(k_1x1xHxD, jnp.full((1, 1), n), 10_000.0)
+        q = rotate(q_1x1xHxD, rotations(config, jnp.full((1, 1), m))[0])
+        k = rotate(k_1x1xHxD, rotations(config, jnp.full((1, 1), n))[0])
         return jnp.sum(q * k, axis=-1)
 
     np.testing.assert_allclose(product(5, 2), product(105, 102), atol=1e-4)
@@ -138,7 +141,7 @@ def test_bfloat16_computes_on_float32_parameters(made):
     expected = full_forward(model, params, tokens_2x6)
     with jax.numpy_dtype_promotion("standard"):  # jax's own attention promotes its logits
         got = full_forward(half, params, tokens_2x6)
-        assert init_cache(half.config, 1, 1).k_NxBxSxHxD.dtype == jnp.bfloat16
+        assert init_cache(half.config, 1, 1).k_NxBxSxKxD.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert got.dtype == jnp.float32
     error = np.abs(got - expected).max() / np.std(expected)
@@ -161,9 +164,9 @@ def test_initial_parameters(make_weights):
         lambda x: (x.shape, x.dtype), weights.abstract
     )
     layer = params["params"]
-    assert np.std(layer["mlp_0"]["up"]) == pytest.approx(16**-0.5, rel=0.1)
-    assert np.std(layer["mlp_0"]["down"]) == pytest.approx(32**-0.5, rel=0.1)
-    assert np.std(layer["attention_0"]["query"]) == pytest.approx(16**-0.5, rel=0.1)
-    assert np.abs(layer["mlp_0"]["up"] - layer["mlp_0"]["down"].T).max() > 0.1
+    assert np.std(layer["layers_0"]["mlp"]["up"]) == pytest.approx(16**-0.5, rel=0.1)
+    assert np.std(layer["layers_0"]["mlp"]["down"]) == pytest.approx(32**-0.5, rel=0.1)
+    assert np.std(layer["layers_0"]["attention"]["query"]) == pytest.approx(16**-0.5, rel=0.1)
+    assert np.abs(layer["layers_0"]["mlp"]["up"] - layer["layers_0"]["mlp"]["down"].T).max() > 0.1
     logits = full_forward(weights.model, params, random_tokens((4, 8)))
     assert np.std(logits) < 0.2, "first predictions are near uniform"

@@ -74,7 +74,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
     ("mesh", "model", "message"),
     [
         (dict(tensor=4), dict(heads=2), "'config.mesh.tensor' is 4.*'heads' of 2.*divisor of 2"),
-        (dict(tensor=2), dict(mlp_width=9), "'config.mesh.tensor' is 2.*'mlp' of 9.*mlp_0"),
+        (dict(tensor=2), dict(mlp_width=9), "'config.mesh.tensor' is 2.*'mlp' of 9.*layers_0/mlp"),
         (dict(fsdp=4), dict(width=6), "'config.mesh.fsdp' is 4.*'embed' of 6"),
     ],
 )
@@ -117,9 +117,9 @@ def test_parameters_are_really_split(make_weights, make_params):
         for name, x in {
             "embedding": params["embedding"],
             "head": params["head"],
-            "query": params["attention_0"]["query"],
-            "out": params["attention_0"]["out"],
-            "down": params["mlp_0"]["down"],
+            "query": params["layers_0"]["attention"]["query"],
+            "out": params["layers_0"]["attention"]["out"],
+            "down": params["layers_0"]["mlp"]["down"],
             "norm": params["final_norm"]["scale"],
         }.items()
     }
@@ -132,7 +132,7 @@ def test_a_vocabulary_that_does_not_divide_stays_whole():
     shardings = Weights(ModelConfig(layers=1), 15, mesh).shardings["params"]
     assert shardings["embedding"].spec == PartitionSpec(None, "fsdp")
     assert shardings["head"].spec == PartitionSpec("fsdp", None)
-    assert shardings["mlp_0"]["up"].spec == PartitionSpec("fsdp", "tensor")
+    assert shardings["layers_0"]["mlp"]["up"].spec == PartitionSpec("fsdp", "tensor")
 
 
 def test_arrays_go_to_the_mesh_and_back_whole(make_weights, make_params):

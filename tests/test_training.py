@@ -222,10 +222,10 @@ def test_muon_orthogonalises_each_matrix_of_a_layer(make_trainer, make_params, s
     _, state = train_steps(trainer, params, sums, 1)
     update = jax.tree.map(lambda new, old: np.asarray(new) - old, state.params["params"], before)
     matrices = {
-        "value": update["attention_0"]["value"].reshape(16, 32),
-        "out": update["attention_0"]["out"].reshape(32, 16),
-        "up": update["mlp_0"]["up"],
-        "down": update["mlp_0"]["down"],
+        "value": update["layers_0"]["attention"]["value"].reshape(16, 32),
+        "out": update["layers_0"]["attention"]["out"].reshape(32, 16),
+        "up": update["layers_0"]["mlp"]["up"],
+        "down": update["layers_0"]["mlp"]["down"],
     }
     for name, update_IxO in matrices.items():
         # Of the first eleven: there are no more different tokens here for a layer to read.
@@ -247,7 +247,7 @@ def test_adamw_decays_matrices_only(make_trainer, make_params, sums):
     state, _ = trainer.step(trainer.start(params), nothing, 5.0)
     after = state.params["params"]
     np.testing.assert_allclose(after["head"], before["head"] * 0.95, rtol=1e-5)
-    np.testing.assert_allclose(after["mlp_0"]["up"], before["mlp_0"]["up"] * 0.95, rtol=1e-5)
+    np.testing.assert_allclose(after["layers_0"]["mlp"]["up"], before["layers_0"]["mlp"]["up"] * 0.95, rtol=1e-5)
     np.testing.assert_array_equal(after["final_norm"]["scale"], before["final_norm"]["scale"])
 
 
@@ -262,11 +262,11 @@ def test_shardings_survive_a_step_which_donates_its_state(make_weights, make_par
     moments = [
         x
         for path, x in jax.tree_util.tree_leaves_with_path(new.opt_state)
-        if jax.tree_util.keystr(path).endswith("['mlp_0']['up']")
+        if jax.tree_util.keystr(path).endswith("['layers_0']['mlp']['up']")
     ]
     assert moments, "the optimiser keeps a moment of every matrix"
     for moment in moments:
-        _assert_lies(moment, new.params["params"]["mlp_0"]["up"].sharding)
+        _assert_lies(moment, new.params["params"]["layers_0"]["mlp"]["up"].sharding)
         assert moment.addressable_shards[0].data.size == moment.size // 4
 
 

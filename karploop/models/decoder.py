@@ -1,19 +1,27 @@
 """The decoder-only transformer that plays every role on the mesh.
 
-Pre-norm (RMSNorm), causal self-attention with query/key normalisation by choice, and a GELU or
-SwiGLU feed-forward block. Positions are either absent (NoPE, arXiv 2305.19466: causal masking
-alone lets a decoder count) or rotary (RoPE, arXiv 2104.09864).
+One module covers models trained from scratch and the Llama, Qwen and Gemma families: what tells
+them apart is `ModelConfig` alone (`families.py` fills it from a published checkpoint). Pre-norm
+(RMSNorm), causal attention with as many key-value heads as the config says (GQA, arXiv 2305.13245),
+a plain or gated feed-forward block. Positions are absent (NoPE, arXiv 2305.19466: causal masking
+alone lets a decoder count) or rotary (`rope.py`).
 
 The module knows nothing of sampling or training: callers hand it tokens, a boolean attention mask
 and, when decoding, a key-value cache, and get hidden states back. The head is a separate method so
 that a caller pays for logits only at the positions it wants.
 
-Shape suffixes: B batch, L query length, S key length, N layers, H heads, D head width, E model
-width, F feed-forward width, V vocabulary.
+Layers are either unrolled (`layers_0`, `layers_1`, …: fastest to run) or, with `scan`, one compiled
+body over parameters stacked on a leading axis (`layers`: compile time does not grow with depth).
+Mixed patterns of full and sliding-window attention are data and not structure: every layer gets
+both masks and both rotary tables and a flag that picks, so that one scan covers any pattern.
+
+Shape suffixes: B batch, L query length, S key length, N layers, H heads, K key-value heads, D head
+width, E model width, F feed-forward width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,18 +29,29 @@ import jax
 import jax.numpy as jnp
 
 from karploop.config import ModelConfig
+from karploop.models.rope import Rotation, rotate, rotations
+
+Flag = jax.Array | bool
 
 
 class Cache(NamedTuple):
     """Keys and values of every layer, stacked so that a decode loop carries two arrays."""
 
-    k_NxBxSxHxD: jax.Array
-    v_NxBxSxHxD: jax.Array
+    k_NxBxSxKxD: jax.Array
+    v_NxBxSxKxD: jax.Array
+
+
+class Context(NamedTuple):
+    """What all layers share of one call; pairs are (full attention, sliding window)."""
+
+    masks_BxLxS: tuple[jax.Array, jax.Array]
+    rotations: tuple[Rotation, Rotation] | None  # none without positions
+    offset: jax.Array | int  # column of the cache where this call's keys go
 
 
 def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     """An empty cache with room for `length` positions of `batch` rows."""
-    shape = (config.layers, batch, length, config.heads, config.head_width)
+    shape = (config.layers, batch, length, config.key_value_heads, config.head_width)
     return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
@@ -55,100 +74,196 @@ def _weight(axes: tuple[str, ...], fan_in: int, scale: float = 1.0):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
+    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32.
+
+    With `offset` the learnt scale is 1 + the parameter, as in the Gemma family.
+    """
 
     epsilon: float = 1e-6
+    offset: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        start = nn.initializers.zeros_init() if self.offset else nn.initializers.ones_init()
+        init = nn.with_logical_partitioning(start, ("norm",))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
         x32 = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
         normed = x32 * jax.lax.rsqrt(mean_square + self.epsilon)
-        return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+        scale = jnp.expand_dims(scale + 1.0 if self.offset else scale, range(x.ndim - 1))
+        return (normed * scale).astype(x.dtype)
 
 
-def rotate(x_BxLxHxD: jax.Array, positions_BxL: jax.Array, base: float) -> jax.Array:
-    """Rotary position embedding (arXiv 2104.09864, eq. 34), pairing the two halves of each head."""
-    half = x_BxLxHxD.shape[-1] // 2
-    frequency_1x1x1xD = base ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
-    angle_BxLx1xD = positions_BxL[:, :, None, None].astype(jnp.float32) * frequency_1x1x1xD
-    sin, cos = jnp.sin(angle_BxLx1xD), jnp.cos(angle_BxLx1xD)
-    first, second = jnp.split(x_BxLxHxD.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BxLxHxD.dtype)
+def _norm(config: ModelConfig, name: str | None = None) -> RMSNorm:
+    return RMSNorm(config.norm_epsilon, config.norm_offset, name=name)
 
 
 class Attention(nn.Module):
+    """Causal self-attention of one layer; reads and extends the cache where there is one."""
+
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BxLxE, mask_BxLxS, positions_BxL, cache: Cache | None, layer: int, offset):
+    def __call__(self, x_BxLxE, context: Context, cache: Cache | None, layer, sliding: Flag):
         c = self.config
-        heads = (c.width, c.heads, c.head_width)
-        q_w, k_w, v_w = (
-            self.param(n, _weight(("embed", "heads", "head_width"), c.width), heads, jnp.float32)
-            for n in ("query", "key", "value")
-        )
-        q, k, v = (jnp.einsum("ble,ehd->blhd", x_BxLxE, w.astype(c.dtype)) for w in (q_w, k_w, v_w))
+        q_BxLxHxD = self._project("query", "heads", c.heads, x_BxLxE)
+        k_BxSxKxD = self._project("key", "kv_heads", c.key_value_heads, x_BxLxE)
+        v_BxSxKxD = self._project("value", "kv_heads", c.key_value_heads, x_BxLxE)
         if c.qk_norm:
-            q, k = RMSNorm(name="query_norm")(q), RMSNorm(name="key_norm")(k)
-        if c.positions == "rope":
-            q, k = (rotate(a, positions_BxL, c.rope_base) for a in (q, k))
+            q_BxLxHxD = _norm(c, "query_norm")(q_BxLxHxD)
+            k_BxSxKxD = _norm(c, "key_norm")(k_BxSxKxD)
+        if context.rotations:
+            rotation = jax.tree.map(functools.partial(_pick, sliding), *context.rotations)
+            q_BxLxHxD, k_BxSxKxD = rotate(q_BxLxHxD, rotation), rotate(k_BxSxKxD, rotation)
         if cache is not None:
-            start = (layer, 0, offset, 0, 0)
+            start = (layer, 0, context.offset, 0, 0)
             cache = Cache(
-                jax.lax.dynamic_update_slice(cache.k_NxBxSxHxD, k[None], start),
-                jax.lax.dynamic_update_slice(cache.v_NxBxSxHxD, v[None], start),
+                jax.lax.dynamic_update_slice(cache.k_NxBxSxKxD, k_BxSxKxD[None], start),
+                jax.lax.dynamic_update_slice(cache.v_NxBxSxKxD, v_BxSxKxD[None], start),
             )
-            k, v = cache.k_NxBxSxHxD[layer], cache.v_NxBxSxHxD[layer]
-        out_BxLxHxD = jax.nn.dot_product_attention(q, k, v, mask=mask_BxLxS[:, None])
-        out_w = self.param(
-            "out",
-            _weight(("heads", "head_width", "embed"), c.heads * c.head_width),
-            (c.heads, c.head_width, c.width),
-            jnp.float32,
-        )
-        return jnp.einsum("blhd,hde->ble", out_BxLxHxD, out_w.astype(c.dtype)), cache
+            k_BxSxKxD, v_BxSxKxD = (
+                jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in cache
+            )
+        mask_BxLxS = _pick(sliding, *context.masks_BxLxS)
+        out_BxLxHxD = attend(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask_BxLxS, c)
+        init = _weight(("heads", "head_width", "embed"), c.heads * c.head_width)
+        out_w = self.param("out", init, (c.heads, c.head_width, c.width), jnp.float32)
+        out_BxLxE = jnp.einsum("blhd,hde->ble", out_BxLxHxD, out_w.astype(c.dtype))
+        if c.out_bias:
+            out_BxLxE = out_BxLxE + _bias(self, "out_bias", ("embed",), (c.width,))
+        return out_BxLxE, cache
+
+    def _project(self, name: str, axis: str, heads: int, x_BxLxE: jax.Array) -> jax.Array:
+        c = self.config
+        init = _weight(("embed", axis, "head_width"), c.width)
+        weight = self.param(name, init, (c.width, heads, c.head_width), jnp.float32)
+        projected = jnp.einsum("ble,ehd->blhd", x_BxLxE, weight.astype(c.dtype))
+        if c.qkv_bias:
+            shape = (heads, c.head_width)
+            projected = projected + _bias(self, f"{name}_bias", (axis, "head_width"), shape)
+        return projected
+
+
+def attend(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask_BxLxS, config: ModelConfig) -> jax.Array:
+    """Attention of H query heads over K ≤ H key-value heads (query head h reads h // (H / K)).
+
+    Scores and softmax are in float32. G counts the query heads that share a key-value head.
+    """
+    batch, length, heads, width = q_BxLxHxD.shape
+    kv_heads = k_BxSxKxD.shape[2]
+    q_BxLxKxGxD = q_BxLxHxD.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    scores_BxKxGxLxS = jnp.einsum(
+        "blkgd,bskd->bkgls", q_BxLxKxGxD, k_BxSxKxD, preferred_element_type=jnp.float32
+    )
+    scores_BxKxGxLxS *= config.attention_scale or width**-0.5
+    if config.attention_softcap:
+        scores_BxKxGxLxS = softcap(scores_BxKxGxLxS, config.attention_softcap)
+    # The lowest number and not −inf: a row that sees nothing would be NaN.
+    hidden = jnp.finfo(jnp.float32).min
+    shares_BxKxGxLxS = jax.nn.softmax(
+        jnp.where(mask_BxLxS[:, None, None], scores_BxKxGxLxS, hidden)
+    ).astype(v_BxSxKxD.dtype)
+    out_BxLxKxGxD = jnp.einsum("bkgls,bskd->blkgd", shares_BxKxGxLxS, v_BxSxKxD)
+    return out_BxLxKxGxD.reshape(q_BxLxHxD.shape)
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """Squashes x smoothly into (−cap, cap) (Gemma 2, arXiv 2408.00118)."""
+    return cap * jnp.tanh(x / cap)
 
 
 class FeedForward(nn.Module):
+    """Plain (`gelu`) or gated (`swiglu`, `geglu`: arXiv 2002.05202) feed-forward block."""
+
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x_BxLxE):
         c = self.config
-
-        def matrix(name, n_in, n_out, axes):
-            return self.param(name, _weight(axes, n_in), (n_in, n_out), jnp.float32).astype(c.dtype)
-
-        hidden_BxLxF = x_BxLxE @ matrix("up", c.width, c.mlp_width, ("embed", "mlp"))
-        if c.activation == "swiglu":
-            gate_BxLxF = x_BxLxE @ matrix("gate", c.width, c.mlp_width, ("embed", "mlp"))
-            hidden_BxLxF = jax.nn.silu(gate_BxLxF) * hidden_BxLxF
-        else:
+        hidden_BxLxF = self._linear("up", x_BxLxE, c.mlp_width, ("embed", "mlp"))
+        if c.activation == "gelu":
             hidden_BxLxF = jax.nn.gelu(hidden_BxLxF)
-        return hidden_BxLxF @ matrix("down", c.mlp_width, c.width, ("mlp", "embed"))
+        else:
+            squash = jax.nn.silu if c.activation == "swiglu" else jax.nn.gelu
+            gate_BxLxF = self._linear("gate", x_BxLxE, c.mlp_width, ("embed", "mlp"))
+            hidden_BxLxF = squash(gate_BxLxF) * hidden_BxLxF
+        return self._linear("down", hidden_BxLxF, c.width, ("mlp", "embed"))
+
+    def _linear(self, name: str, x: jax.Array, n_out: int, axes: tuple[str, str]) -> jax.Array:
+        n_in, dtype = x.shape[-1], self.config.dtype
+        weight = self.param(name, _weight(axes, n_in), (n_in, n_out), jnp.float32)
+        y = x @ weight.astype(dtype)
+        return y + _bias(self, f"{name}_bias", axes[1:], (n_out,)) if self.config.mlp_bias else y
+
+
+def _bias(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int, ...]):
+    """A bias parameter, zero at first, ready to add to (batch, length, …) activations."""
+    init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+    bias = module.param(name, init, shape, jnp.float32)
+    return bias.astype(module.config.dtype)[None, None]
+
+
+def _pick(sliding: Flag, full: jax.Array, window: jax.Array) -> jax.Array:
+    """One of a pair, by a flag that is a Python constant or, under scan, an array."""
+    if isinstance(sliding, bool):
+        return window if sliding else full
+    return jnp.where(sliding, window, full)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward block, each normed before and, with `post_norms`, after."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, carry, context: Context, layer, sliding: Flag):
+        c = self.config
+        x_BxLxE, cache = carry
+        normed = _norm(c, "attention_norm")(x_BxLxE)
+        update, cache = Attention(c, name="attention")(normed, context, cache, layer, sliding)
+        x_BxLxE = x_BxLxE + (_norm(c, "attention_post_norm")(update) if c.post_norms else update)
+        update = FeedForward(c, name="mlp")(_norm(c, "mlp_norm")(x_BxLxE))
+        x_BxLxE = x_BxLxE + (_norm(c, "mlp_post_norm")(update) if c.post_norms else update)
+        return (x_BxLxE, cache), None
+
+
+_REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Decoder(nn.Module):
-    """See the module docstring. `config.vocabulary` counts the tokenizer's ids."""
+    """See the module docstring. `vocabulary` counts the rows of the embedding."""
 
     config: ModelConfig
     vocabulary: int
 
     def setup(self):
         c = self.config
-        embed = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        # A tied matrix is also the head: what `embedding_scale` multiplies back starts small.
+        spread = c.width**-0.5 if c.tied else 1.0
+        embed = nn.with_logical_partitioning(nn.initializers.normal(spread), ("vocab", "embed"))
         self.embedding = self.param("embedding", embed, (self.vocabulary, c.width), jnp.float32)
-        head = _weight(("embed", "vocab"), c.width, scale=0.1)  # first predictions near uniform
-        self.head = self.param("head", head, (c.width, self.vocabulary), jnp.float32)
-        self.attention_norms = [RMSNorm(name=f"attention_norm_{i}") for i in range(c.layers)]
-        self.attentions = [Attention(c, name=f"attention_{i}") for i in range(c.layers)]
-        self.mlp_norms = [RMSNorm(name=f"mlp_norm_{i}") for i in range(c.layers)]
-        self.mlps = [FeedForward(c, name=f"mlp_{i}") for i in range(c.layers)]
-        self.final_norm = RMSNorm()
+        if not c.tied:
+            head = _weight(("embed", "vocab"), c.width, scale=0.1)  # first predictions near uniform
+            self.head = self.param("head", head, (c.width, self.vocabulary), jnp.float32)
+        layer = Layer
+        if c.remat != "none":
+            # Under scan, XLA cannot merge what is recomputed with what was computed before.
+            layer = nn.remat(Layer, policy=_REMAT[c.remat], prevent_cse=not c.scan)
+        if c.scan:
+            self.layers = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0, 0),
+                length=c.layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(c)
+        else:
+            self.layers = [layer(c) for _ in range(c.layers)]
+        self.final_norm = _norm(c)
 
     def __call__(
         self,
@@ -161,24 +276,49 @@ class Decoder(nn.Module):
         """Hidden states after the final norm, and the cache with this call's keys and values.
 
         With a cache, keys and values are written at columns offset … offset+L−1 and attention
-        reads the whole cache (S = its length); without one S = L.
+        reads the whole cache (S = its length); without one S = L and `offset` is 0. A sliding
+        window counts columns: callers keep the tokens of one text side by side.
         """
-        x_BxLxE = jnp.take(self.embedding, tokens_BxL, axis=0).astype(self.config.dtype)
-        for layer in range(self.config.layers):
-            normed = self.attention_norms[layer](x_BxLxE)
-            update, cache = self.attentions[layer](
-                normed, mask_BxLxS, positions_BxL, cache, layer, offset
-            )
-            x_BxLxE = x_BxLxE + update
-            x_BxLxE = x_BxLxE + self.mlps[layer](self.mlp_norms[layer](x_BxLxE))
+        c = self.config
+        x_BxLxE = jnp.take(self.embedding, tokens_BxL, axis=0).astype(c.dtype)
+        if c.embedding_scale:
+            x_BxLxE = x_BxLxE * jnp.asarray(c.width**0.5, c.dtype)  # rounded, as it was trained
+        context = Context(
+            masks_BxLxS=(mask_BxLxS, mask_BxLxS & _near(mask_BxLxS, c.window, offset)),
+            rotations=rotations(c, positions_BxL),
+            offset=offset,
+        )
+        carry = (x_BxLxE, cache)
+        if c.scan:
+            sliding_N = jnp.array(c.sliding_layers)
+            carry, _ = self.layers(carry, context, jnp.arange(c.layers), sliding_N)
+        else:
+            for index, layer in enumerate(self.layers):
+                carry, _ = layer(carry, context, index, c.sliding_layers[index])
+        x_BxLxE, cache = carry
         return self.final_norm(x_BxLxE), cache
 
     def logits(self, hidden_BxLxE: jax.Array) -> jax.Array:
         """Next-token logits_BxLxV, accumulated in float32 (works on any leading shape)."""
-        head = self.head.astype(self.config.dtype)
-        return jnp.einsum("...e,ev->...v", hidden_BxLxE, head, preferred_element_type=jnp.float32)
+        c = self.config
+        head, equation = (
+            (self.embedding, "...e,ve->...v") if c.tied else (self.head, "...e,ev->...v")
+        )
+        logits_BxLxV = jnp.einsum(
+            equation, hidden_BxLxE, head.astype(c.dtype), preferred_element_type=jnp.float32
+        )
+        return softcap(logits_BxLxV, c.logit_softcap) if c.logit_softcap else logits_BxLxV
 
     def init_all(self, tokens_BxL, mask_BxLxS, positions_BxL):
         """Touches every parameter once; used to initialise."""
         hidden_BxLxE, _ = self(tokens_BxL, mask_BxLxS, positions_BxL)
         return self.logits(hidden_BxLxE)
+
+
+def _near(mask_BxLxS: jax.Array, window: int, offset: jax.Array | int) -> jax.Array:
+    """Boolean near_1xLxS: the key lies less than `window` columns before the query; 0: anywhere."""
+    _, length, keys = mask_BxLxS.shape
+    if not window:
+        return jnp.ones((1, length, keys), bool)
+    distance_LxS = (offset + jnp.arange(length))[:, None] - jnp.arange(keys)[None]
+    return (distance_LxS < window)[None]

@@ -73,9 +73,9 @@ def rollout(
     chunks = -(-max(max_new - 1, 0) // fused_steps)
     width = 1 + chunks * fused_steps  # whole chunks; cut to max_new at the end
 
-    def fan_out(x_NxPxLxHxD):
-        x_NxRxLxHxD = jnp.repeat(x_NxPxLxHxD, samples, axis=1)
-        return jnp.pad(x_NxRxLxHxD, ((0, 0), (0, 0), (0, width), (0, 0), (0, 0)))
+    def fan_out(x_NxPxLxKxD):
+        x_NxRxLxKxD = jnp.repeat(x_NxPxLxKxD, samples, axis=1)
+        return jnp.pad(x_NxRxLxKxD, ((0, 0), (0, 0), (0, width), (0, 0), (0, 0)))
 
     keys_R = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s))(
         jnp.repeat(prompt_ids_P, samples), jnp.tile(jnp.arange(samples), prompts_PxL.shape[0])

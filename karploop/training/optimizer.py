@@ -25,10 +25,10 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """An optimiser at unit learning rate: the training step multiplies its updates by the rate.
 
-    AdamW decays matrices only. Muon (orthogonalised momentum, arXiv 2502.16982) takes the matrices
-    inside the layers at `muon_scale` times the learning rate, and decays them; embedding, head and
-    norm scales stay with Adam (in Nesterov's form, without decay). Gradients are clipped to a
-    global norm of `clip_norm` first.
+    AdamW decays matrices only, not norms and biases. Muon (orthogonalised momentum, arXiv
+    2502.16982) takes the matrices inside the layers at `muon_scale` times the learning rate, and
+    decays them; embedding, head and norm scales stay with Adam (in Nesterov's form, without decay).
+    Gradients are clipped to a global norm of `clip_norm` first.
     """
     if config.name == "muon":
         direction = optax.contrib.muon(
@@ -47,23 +47,31 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             b2=config.b2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+            mask=lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, _: path[-1].key in _MATRICES, params
+            ),
         )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, direction)
 
 
+_MATRICES = {"embedding", "head", "query", "key", "value", "out", "up", "gate", "down"}
+
+
 def _matrix_axes(params):
-    """Which axes of each layer matrix are its input and its output; None for everything else."""
+    """Which axes of each layer matrix are its input and its output; None for everything else.
+
+    Counted from the last, for scanned layers have one axis more in front.
+    """
 
     def axes(path, x):
         name = path[-1].key
         if name in ("query", "key", "value"):  # (embed, heads, head width)
-            return optax.contrib.MuonDimensionNumbers(0, (1, 2))
+            return optax.contrib.MuonDimensionNumbers(-3, (-2, -1))
         if name == "out":  # (heads, head width, embed)
-            return optax.contrib.MuonDimensionNumbers((0, 1), 2)
+            return optax.contrib.MuonDimensionNumbers((-3, -2), -1)
         if name in ("up", "gate", "down"):
-            return optax.contrib.MuonDimensionNumbers(0, 1)
+            return optax.contrib.MuonDimensionNumbers(-2, -1)
         return None
 
     return jax.tree_util.tree_map_with_path(axes, params)
