@@ -94,6 +94,11 @@ def _record_reads(monkeypatch, reads: set[tuple[str, str]]) -> None:
             monkeypatch.setattr(cls, "__getattribute__", watched)
 
 
+_STRETCHED = dict(
+    positions="rope", rope_scaling="llama3", rope_local_base=10.0, window=4, pattern="sf"
+)
+
+
 def test_every_key_is_read_by_something(monkeypatch, tmp_path):
     """Dead keys make a run look like what it is not. Runs every branch that reads a key."""
     reads: set[tuple[str, str]] = set()
@@ -101,7 +106,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
     variants = [
         {},
         {"model": {"positions": "rope"}, "warmup": {"optimizer": {"name": "muon"}}},
-        {"filter": {"name": "random"}},
+        {"filter": {"name": "random"}, "model": dict(_STRETCHED, scan=True, remat="dots")},
         {"filter": {"name": "discard", "on_empty": "train"}},
         {"noise": {"rate": 0.5}},
         {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}},

@@ -249,7 +249,7 @@ def greedy(weights, params, tokens, real, new):
             samples=1,
             max_new=new,
             sampling=GREEDY,
-            stop_id=-1,
+            stop_ids=(-1,),
             pad_id=0,
             fused_steps=8,
         )

@@ -232,17 +232,18 @@ def test_padding_lengths_and_devices_change_nothing(
 
 def test_log_probabilities_are_the_scorers(model, sampler, tokenizer):
     """Of the untempered, unfiltered model: sampling at 0.8 with filters must not show."""
-    rows = {
-        where: completion
-        for where, completion in complete(sampler, model[1]).items()
-        if completion.finished and len(completion.text) + 1 == len(completion.tokens)
-    }
-    assert len(rows) > 4, "the parameters' seed gives too few finished completions for this test"
-    scores = sampler.score(
-        model[1], [PROMPTS[p] for p, _ in rows], [c.text for c in rows.values()], batch=16
-    )
-    for completion, score_T in zip(rows.values(), scores, strict=True):
+    rows = complete(sampler, model[1])
+    prompts, completions = [PROMPTS[p] for p, _ in rows], list(rows.values())
+    scores = sampler.score(model[1], prompts, [c.tokens for c in completions], 16, stop=False)
+    for completion, score_T in zip(completions, scores, strict=True):
         np.testing.assert_allclose(completion.logprobs, score_T, atol=1e-4)
+    texts = ["12", "", "7="]
+    with_stop = sampler.score(model[1], PROMPTS[:3], texts, 16)
+    ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    for one, other in zip(
+        with_stop, sampler.score(model[1], PROMPTS[:3], ids, 16, stop=False), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_entropy_is_the_mean_over_a_completion(model, sampler, tokenizer):
@@ -290,7 +291,7 @@ def run_rollout(model, params, prompts_PxL, limits_P, stop_id, max_new, fused_st
         samples=1,
         max_new=max_new,
         sampling=GREEDY,
-        stop_id=stop_id,
+        stop_ids=(stop_id,),
         pad_id=0,
         fused_steps=fused_steps,
     )

@@ -247,7 +247,9 @@ def test_adamw_decays_matrices_only(make_trainer, make_params, sums):
     state, _ = trainer.step(trainer.start(params), nothing, 5.0)
     after = state.params["params"]
     np.testing.assert_allclose(after["head"], before["head"] * 0.95, rtol=1e-5)
-    np.testing.assert_allclose(after["layers_0"]["mlp"]["up"], before["layers_0"]["mlp"]["up"] * 0.95, rtol=1e-5)
+    np.testing.assert_allclose(
+        after["layers_0"]["mlp"]["up"], before["layers_0"]["mlp"]["up"] * 0.95, rtol=1e-5
+    )
     np.testing.assert_array_equal(after["final_norm"]["scale"], before["final_norm"]["scale"])
 
 

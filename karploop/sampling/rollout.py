@@ -10,6 +10,7 @@ Shape suffixes: P prompts, R = P · n rows, L padded prompt length, T new tokens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ class Rollout(NamedTuple):
     logprobs_RxT: jax.Array  # float32; 0 on padding
     entropy_RxT: jax.Array  # float32, nats; 0 on padding
     lengths_R: jax.Array  # int32; tokens up to and including the stop token
-    finished_R: jax.Array  # bool; the stop token was drawn
+    finished_R: jax.Array  # bool; a stop token was drawn
 
 
 class _State(NamedTuple):
@@ -52,7 +53,7 @@ def rollout(
     samples: int,
     max_new: int,
     sampling: Sampling,
-    stop_id: int,
+    stop_ids: Sequence[int],
     pad_id: int,
     fused_steps: int,
 ) -> Rollout:
@@ -66,6 +67,7 @@ def rollout(
         0 gives empty completions, which hold nobody up: what fills a batch.
       key: the stage's key.
       max_new: columns of the result, T.
+      stop_ids: tokens that end a completion, each with the same right.
       fused_steps: decode steps between two looks at whether every row has stopped.
     """
     prefilled, logits_PxV = _prefill(model, params, prompts_PxL, lengths_P)
@@ -98,7 +100,7 @@ def rollout(
 
         going_R = ~state.done_R
         lengths_R = state.lengths_R + going_R.astype(jnp.int32)
-        stopped_R = token_R == stop_id
+        stopped_R = jnp.isin(token_R, jnp.array(stop_ids, jnp.int32))
         return state._replace(
             step=state.step + 1,
             tokens_RxT=put(state.tokens_RxT, token_R, pad_id),

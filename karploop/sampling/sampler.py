@@ -1,4 +1,4 @@
-"""The compiled sampler: text prompts in, text completions out, one program for a whole run."""
+"""The compiled sampler: prompts in, completions out, one program for a whole run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from karploop.data.tokenizer import CharTokenizer
+from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
 from karploop.mesh import batch_sharding, put, replicated, to_host
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.rollout import rollout
 from karploop.sampling.score import score
+
+Prompt = str | Sequence[int]  # text, or tokens
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,21 @@ class Sampler:
     def __init__(
         self,
         weights: Weights,
-        tokenizer: CharTokenizer,
+        tokenizer: Tokenizer,
         *,
-        prompt_length: int,
+        prompt_length: int | Sequence[int],
         completion_length: int,
     ):
-        """Lengths are in characters; the start and stop tokens come on top."""
+        """Lengths are in tokens (for one token a character, in characters); the start token and
+        the stop token come on top.
+
+        Args:
+          prompt_length: of the longest prompt; or several lengths, each compiled when a batch
+            first needs it.
+        """
         self.tokenizer = tokenizer
-        self.prompt_length = prompt_length + 1
+        lengths = [prompt_length] if isinstance(prompt_length, int) else prompt_length
+        self.prompt_lengths = sorted(length + len(_start(tokenizer)) for length in lengths)
         self.completion_length = completion_length + 1
         self.mesh = weights.mesh
         model, mesh = weights.model, weights.mesh
@@ -67,7 +76,7 @@ class Sampler:
                 samples=samples,
                 max_new=self.completion_length,
                 sampling=sampling,
-                stop_id=tokenizer.eos_id,
+                stop_ids=tokenizer.stop_ids,
                 pad_id=tokenizer.pad_id,
                 fused_steps=fused,
             )
@@ -87,7 +96,7 @@ class Sampler:
     def complete(
         self,
         params: Any,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         prompt_ids: Sequence[int],
         key: jax.Array,
         *,
@@ -99,8 +108,8 @@ class Sampler:
     ) -> list[list[Completion]]:
         """`samples` completions for each of at most `batch` prompts.
 
-        A completion ends at its prompt's limit of characters; one that has not stopped by then
-        counts as not finished. Results do not depend on the length that the program was compiled
+        A completion ends at its prompt's limit of tokens; one that has not stopped by then counts
+        as not finished. Results do not depend on the length that the program was compiled
         for, as long as it is no shorter than the limits.
 
         Raises:
@@ -139,15 +148,23 @@ class Sampler:
         return [[completion(p * samples + s) for s in range(samples)] for p in range(len(prompts))]
 
     def score(
-        self, params: Any, prompts: Sequence[str], continuations: Sequence[str], batch: int
+        self,
+        params: Any,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        batch: int,
+        *,
+        stop: bool = True,
     ) -> list[np.ndarray]:
-        """Log-probabilities (nats) of each continuation's tokens and the stop token after them."""
-        encode = self.tokenizer.encode
-        starts = [[self.tokenizer.bos_id, *encode(p)] for p in prompts]
-        ends = [[*encode(c), self.tokenizer.eos_id] for c in continuations]
-        tokens_BxL = np.full(
-            (batch, self.prompt_length + self.completion_length), self.tokenizer.pad_id, np.int32
-        )
+        """Log-probabilities (nats) of each continuation's tokens and, with `stop`, of the stop
+        token after them."""
+        end = [self.tokenizer.eos_id] if stop else []
+        starts = [self._ids(p) for p in prompts]
+        texts = [self.tokenizer.encode(c) if isinstance(c, str) else c for c in continuations]
+        ends = [[*tokens, *end] for tokens in texts]
+        longest = max(len(s) + len(e) for s, e in zip(starts, ends, strict=True))
+        shapes = [length + self.completion_length for length in self.prompt_lengths]
+        tokens_BxL = np.full((batch, _smallest(shapes, longest)), self.tokenizer.pad_id, np.int32)
         lengths_B = np.ones(batch, np.int32)
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
             tokens_BxL[row, : len(start) + len(end)] = start + end
@@ -159,20 +176,38 @@ class Sampler:
             for row, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
 
-    def _pad_left(self, prompts: Sequence[str], batch: int) -> tuple[np.ndarray, np.ndarray]:
-        tokens_PxL = np.full((batch, self.prompt_length), self.tokenizer.pad_id, np.int32)
-        lengths_P = np.ones(batch, np.int32)
-        tokens_PxL[:, -1] = self.tokenizer.bos_id  # rows beyond the prompts: a lone start token
-        for row, prompt in enumerate(prompts):
-            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-            if len(ids) > self.prompt_length:
+    def _ids(self, prompt: Prompt) -> list[int]:
+        """A text's tokens behind the start token; tokens that are given stay as they are."""
+        return self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _pad_left(self, prompts: Sequence[Prompt], batch: int) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [self._ids(prompt) for prompt in prompts]
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if len(ids) > self.prompt_lengths[-1]:
                 raise UserError(
-                    f"a prompt of {len(ids) - 1} characters exceeds the sampler's "
-                    f"{self.prompt_length - 1}: '{prompt}'"
+                    f"a prompt of {len(ids)} tokens exceeds the sampler's "
+                    f"{self.prompt_lengths[-1]}: '{prompt}'"
                 )
+            if not ids:
+                raise UserError("a prompt is empty, and the model has no start token to put there")
+        length = _smallest(self.prompt_lengths, max(map(len, encoded), default=1))
+        tokens_PxL = np.full((batch, length), self.tokenizer.pad_id, np.int32)
+        lengths_P = np.ones(batch, np.int32)
+        # Rows beyond the prompts hold a single token: attention over nothing would be NaN.
+        tokens_PxL[:, -1] = [*_start(self.tokenizer), self.tokenizer.eos_id][0]
+        for row, ids in enumerate(encoded):
             tokens_PxL[row, -len(ids) :] = ids
             lengths_P[row] = len(ids)
         return tokens_PxL, lengths_P
+
+
+def _start(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+
+
+def _smallest(lengths: Sequence[int], needed: int) -> int:
+    """The first of the ascending lengths that suffices, or the last."""
+    return next((length for length in lengths if length >= needed), lengths[-1])
 
 
 def batches(count: int, size: int) -> list[range]:

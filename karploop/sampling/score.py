@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from karploop.models.decoder import Decoder, packed_mask
+from karploop.models.likelihood import token_logprobs
 
 
 def score(model: Decoder, params, tokens_BxL: jax.Array, lengths_B: jax.Array) -> jax.Array:
@@ -19,7 +20,5 @@ def score(model: Decoder, params, tokens_BxL: jax.Array, lengths_B: jax.Array) -
     real_BxL = positions_BxL < lengths_B[:, None]
     mask_BxLxL = packed_mask(real_BxL.astype(jnp.int32))
     hidden_BxLxE, _ = model.apply(params, tokens_BxL, mask_BxLxL, positions_BxL)
-    logits_BxLxV = model.apply(params, hidden_BxLxE[:, :-1], method="logits")
-    logprobs_BxLxV = jax.nn.log_softmax(logits_BxLxV)
-    taken_BxL = jnp.take_along_axis(logprobs_BxLxV, tokens_BxL[:, 1:, None], axis=-1)[..., 0]
+    taken_BxL, _ = token_logprobs(model, params, hidden_BxLxE[:, :-1], tokens_BxL[:, 1:])
     return jnp.where(real_BxL, jnp.pad(taken_BxL, ((0, 0), (1, 0))), 0.0)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from karploop.data.tokenizer import CharTokenizer
+from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
 
 
@@ -36,12 +36,12 @@ class Tokenized:
 
 
 def tokenize(
-    tokenizer: CharTokenizer, prompts: Sequence[str], completions: Sequence[str], row_length: int
+    tokenizer: Tokenizer, prompts: Sequence[str], completions: Sequence[str], row_length: int
 ) -> list[Tokenized]:
     """Raises UserError for an example that no row can hold."""
     examples = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        start = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        start = tokenizer.encode_prompt(prompt)
         tokens = [*start, *tokenizer.encode(completion), tokenizer.eos_id]
         if len(tokens) - 1 > row_length:
             raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from karploop.config import TrainConfig
-from karploop.data.tokenizer import CharTokenizer
+from karploop.data.tokenizer import Tokenizer
 from karploop.errors import RunFailed
 from karploop.mesh import barrier, to_host
 from karploop.models.weights import Weights
@@ -42,7 +42,7 @@ def train(
     *,
     trainer: Trainer,
     weights: Weights,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     config: TrainConfig,
 ) -> None:
     """Supervised fine-tuning; writes parameters, metrics by step, and how often each row was used.

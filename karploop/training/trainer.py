@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from karploop.config import OptimizerConfig
 from karploop.mesh import batch_sharding, put, replicated
 from karploop.models.decoder import Decoder, packed_mask
+from karploop.models.likelihood import token_logprobs
 from karploop.models.weights import Weights
 from karploop.training.optimizer import make_optimizer
 from karploop.training.packing import Batch
@@ -35,11 +36,9 @@ def sft_loss(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.
     hidden_BxLxE, _ = model.apply(
         params, batch.tokens_BxL, packed_mask(batch.segments_BxL), batch.positions_BxL
     )
-    logits_BxLxV = model.apply(params, hidden_BxLxE, method="logits")
-    losses_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, batch.targets_BxL)
-    right_BxL = jnp.argmax(logits_BxLxV, axis=-1).astype(jnp.int32) == batch.targets_BxL
+    logprobs_BxL, right_BxL = token_logprobs(model, params, hidden_BxLxE, batch.targets_BxL)
     count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
-    loss = (losses_BxL * batch.weights_BxL).sum() / count
+    loss = -(logprobs_BxL * batch.weights_BxL).sum() / count
     return loss, jnp.sum(batch.weights_BxL, where=right_BxL) / count
 
 
