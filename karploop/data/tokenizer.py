@@ -1,14 +1,56 @@
-"""One token per character, the tokenization of small models trained from scratch."""
+"""What a tokenizer is, and one token per character for small models trained from scratch.
+
+`karploop.data.pretrained` has the tokenizers of real language models.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from karploop.data.tasks.base import Task
 from karploop.errors import UserError
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to ids and back. Prompt and completion are encoded apart and joined, everywhere."""
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows; masked wherever it is, so that it may be another token's id too."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Begins a document; None in families whose documents begin without one."""
+
+    @property
+    def eos_id(self) -> int:
+        """Ends a document."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What ends a completion: `eos_id` first, then others such as the end of a turn."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: the largest plus one."""
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) of all that decides what the tokenizer does, the same in any process."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, wherever it stands; no special token among them."""
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a document that begins with `text`, the start token included."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` up to the first stop id; special tokens are skipped."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +69,7 @@ class CharTokenizer:
     pad_id: ClassVar[int] = 0
     bos_id: ClassVar[int] = 1
     eos_id: ClassVar[int] = 2
+    stop_ids: ClassVar[tuple[int, ...]] = (2,)
     first_character_id: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
@@ -50,6 +93,11 @@ class CharTokenizer:
         return self.first_character_id + len(self.alphabet)
 
     @cached_property
+    def identity(self) -> str:
+        """SHA-256 (hex) of the alphabet."""
+        return hashlib.sha256(f"characters:{self.alphabet}".encode()).hexdigest()
+
+    @cached_property
     def _id_of(self) -> dict[str, int]:
         return {c: i for i, c in enumerate(self.alphabet, start=self.first_character_id)}
 
@@ -67,6 +115,10 @@ class CharTokenizer:
                 f"alphabet {self.alphabet!r}; correct the text or add the character to the "
                 "task's alphabet."
             ) from None
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Bos and the ids of `text`; raises what `encode` does."""
+        return [self.bos_id, *self.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` up to the first eos; pad and bos are skipped.
