@@ -23,6 +23,7 @@ from moto.server import ThreadedMotoServer  # noqa: E402
 from processes import RUN, Loop, Outcome, finish  # noqa: E402
 
 from karploop import locks  # noqa: E402
+from karploop.data.rows import read_rows  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
 from karploop.manifest import MANIFEST, Corrupt  # noqa: E402
 from karploop.store import Store  # noqa: E402
@@ -190,6 +191,14 @@ def test_another_machine_is_seen_at_once(store):
     assert [path.name for path in partial.glob("chunk-*")] == ["chunk-2"]
     assert store.gone(store.find("train", "0123abcd"), "a.bin")
     assert store.complete("train", "0123abcd") is None
+
+
+def test_prompts_are_read_from_a_bucket(bucket):
+    path = epath.Path(f"{bucket}/prompts.jsonl")
+    path.write_text('{"prompt": "a"}\n')
+    assert read_rows(str(path)) == read_rows(path) == [{"prompt": "a"}]
+    with pytest.raises(UserError, match=r"cannot read prompts from 's3://.*/other.jsonl'"):
+        read_rows(f"{bucket}/other.jsonl")
 
 
 def test_a_bucket_that_is_not_there(endpoint, machine):

@@ -1,0 +1,739 @@
+r"""The tokenizers of real language models, and their chat templates.
+
+A transformers tokenizer adapted to a loop that samples text, judges it and trains on it:
+
+- *Pieces join.* `decode(encode(a) + encode(b)) == a + b`, so that a prompt and a completion
+  tokenized apart mean the text between them, in sampling and in training alike. Tokenizers of the
+  SentencePiece kind put a space before any text and take one off when they decode; here only
+  `encode_prompt`, where a document begins, does so. (A normaliser, such as the NFC of Qwen, still
+  holds: what `decode` gives back is the normalised text. SentencePiece does not tell "\u2581" from
+  a space.)
+- *Text stays text.* A special token's string ("<|im_end|>") that is typed by a model or stands in
+  the data is encoded as the characters that it consists of. Only `encode_prompt` and chat templates
+  write control tokens. Control tokens are those marked special, those with a role (start, end,
+  padding, …) and the stop tokens. Other added tokens, such as the "<think>" of Qwen, are words like
+  any other, which a model may write; but see below.
+- *Messages cannot leave their turn.* In a chat, control strings in messages are broken by a mark (a
+  private-use character after the first one) before the template is rendered. The control strings
+  found in the rendered text are then the template's own. The text between them is tokenized as
+  plain text, cut where the marks were. In all messages but the assistant's, added tokens that the
+  template itself writes are broken too, special or not.
+- *Templates see no clock.* `strftime_now("…")` is always one day, as results are stored under the
+  hash of what they were made from.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from karploop.data.messages import ROLES, Message, check_messages
+from karploop.data.tokenizer import Tokenizer
+from karploop.errors import UserError
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+_MARKS = tuple(map(chr, range(0xF0000, 0xF0010)))  # private use: no text has all of them
+_TODAY = datetime.date(2024, 7, 26)  # what Llama's templates fall back on
+_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_SPACE = "\u2581"  # how SentencePiece writes a space
+
+
+class _Specials(NamedTuple):
+    """Control tokens by what they are for."""
+
+    pad: int
+    bos: int | None
+    eos: int
+    stop: tuple[int, ...]
+
+
+class PretrainedTokenizer:
+    """A fast tokenizer of transformers; see the module's docstring for where it differs.
+
+    Built by `load_tokenizer` and `from_fast`. Two of the same identity are equal.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        control: Mapping[str, int],
+        unknown: str | None,
+        specials: _Specials,
+        prefix: _Prefix,
+        chat: _Chat | None,
+        identity: str,
+    ):
+        """`backend` is a `tokenizers.Tokenizer` that adds no space and matches no control token."""
+        self._backend = backend
+        # What stands for unknown characters is written for text, too: it is only typed that it
+        # counts as a control token.
+        self._control_ids = frozenset(control.values()) - {control.get(unknown)}
+        self._unknown = (unknown, control.get(unknown))
+        self._specials = specials
+        self._prefix = prefix
+        self._chat = chat
+        self._identity = identity
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._vocab_size = max(vocabulary.values()) + 1
+        self._starts_control = _at_start_of(control)
+        # What no text and no template brings about need not have an embedding.
+        written = {i for token, i in control.items() if chat and chat.may_write(token)}
+        kept = {*specials.stop, specials.pad, specials.bos, *written} - {None}
+        self._reachable = 1 + max({*vocabulary.values()} - self._control_ids | kept)
+
+    @classmethod
+    def from_fast(
+        cls,
+        tokenizer: Any,
+        stop_ids: Iterable[int] = (),
+        *,
+        variables: Mapping[str, Any] | None = None,
+    ) -> PretrainedTokenizer:
+        """Wraps a `transformers.PreTrainedTokenizerFast`, which is copied and stays as it was.
+
+        Args:
+          stop_ids: ids that end a text besides the tokenizer's own end token; the token that ends
+            an assistant's turn in the chat template comes on top.
+          variables: what else the chat template reads, such as `enable_thinking`; JSON values.
+
+        Raises:
+          UserError: not a fast tokenizer; no end token and no stop ids; a stop id out of range.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise UserError(
+                f"the tokenizer {type(tokenizer).__name__} is not a fast one; convert it to a "
+                "'tokenizer.json' (save_pretrained of a fast tokenizer writes it)"
+            )
+        return _wrap(cls, tokenizer, tuple(stop_ids), dict(variables or {}))
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's padding token, or the end token where it has none.
+
+        Padding is masked wherever it is used, so that any id would do.
+        """
+        return self._specials.pad
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that the tokenizer puts before a document; None where it puts none.
+
+        Some families (GPT-2, Qwen) name a start token, or could, but begin without one.
+        """
+        return self._specials.bos
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a document: the tokenizer's own, or else the first stop id."""
+        return self._specials.eos
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """`eos_id` and what else ends a text, such as the token that ends an assistant's turn."""
+        return self._specials.stop
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, that is the largest plus one, added tokens included."""
+        return self._vocab_size
+
+    @property
+    def reachable_size(self) -> int:
+        """Rows that an embedding needs: the largest id that can occur plus one.
+
+        Less than `vocab_size` where the last ids are control tokens that nothing writes, such as
+        the image token in the tokenizer of the text-only Gemma 3 (id 262144, embedding 262144).
+        """
+        return self._reachable
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) of all that decides what this tokenizer does.
+
+        That is its vocabulary and rules, special and stop tokens, chat template and the template's
+        variables; not where it was loaded from.
+        """
+        return self._identity
+
+    @property
+    def has_template(self) -> bool:
+        return self._chat is not None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PretrainedTokenizer):
+            return NotImplemented
+        return self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __repr__(self) -> str:
+        return f"PretrainedTokenizer({self.vocab_size} ids, {self.identity[:12]})"
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as plain text, wherever it stands; never a control token.
+
+        Raises:
+          UserError: the text has half of a surrogate pair, which is no Unicode.
+        """
+        ids = self._plain(text)
+        unknown, unknown_id = self._unknown
+        typed = unknown is not None and unknown in text and unknown_id in ids
+        if self._control_ids.isdisjoint(ids) and not typed:
+            return ids
+        # A unigram model has control tokens among its pieces and finds them in text. Cut there.
+        cuts = [0, *(m.end() for m in self._starts_control.finditer(text)), len(text)]
+        ids = [i for a, b in zip(cuts[:-1], cuts[1:], strict=True) for i in self._plain(text[a:b])]
+        if not self._control_ids.isdisjoint(ids):
+            raise UserError(f"this tokenizer cannot write as plain text: {text[:80]!r}")
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a document that begins with `text`: what the tokenizer itself makes of it.
+
+        The start token where the family has one, and the space where it puts one first.
+        """
+        start = [] if self.bos_id is None else [self.bos_id]
+        return start + self.encode(self._prefix.put(text, first=True))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` up to the first stop id; control tokens are skipped.
+
+        Ids of no token (an embedding may have rows to spare) are skipped too. Bytes that are not
+        UTF-8, such as half a character, become U+FFFD.
+
+        Raises:
+          ValueError: an id before the first stop id is negative.
+        """
+        kept = []
+        for token in map(int, ids):
+            if token in self.stop_ids:
+                break
+            if token < 0:
+                raise ValueError(f"id {token} is negative")
+            kept.append(token)
+        return self._backend.decode(kept, skip_special_tokens=True)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
+        """Ids of a chat, written by the chat template.
+
+        Of ordinary messages, what transformers' `apply_chat_template` gives, but for assistant
+        turns: these are tokenized apart from what is before them, as they were sampled.
+
+        Args:
+          messages: role and content each; see `check_messages`.
+          add_generation_prompt: whether the chat ends with the opening of an assistant's turn.
+
+        Raises:
+          UserError: no template; messages of a wrong shape, or refused by the template.
+        """
+        chat = self._template()
+        marked = chat.mark(check_messages(messages))
+        text, spans = chat.text(marked, add_generation_prompt)
+        return self._tokens(marked.mark, text, chat.turns(marked, text, spans, strict=False))[0]
+
+    def conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Ids of a finished chat, and for each whether a model is to learn to write it.
+
+        That is so for what assistants said and for the token that ends their turn. For templates
+        with {% generation %} blocks it is what stands in them, with the token that ends the turn;
+        for others what the template writes after the opening of the turn.
+
+        Returns:
+          ids: (length)
+          targets: (length), True where the id itself, not the one after it, is learnt
+
+        Raises:
+          UserError: as `render`; no message is an assistant's; or the template does not write a
+            turn as the continuation of what asks for it, or changes it when others follow.
+        """
+        chat = self._template()
+        messages = check_messages(messages)
+        if not any(m["role"] == "assistant" for m in messages):
+            raise UserError("a conversation to learn from has no message of an assistant")
+        marked = chat.mark(messages)
+        text, spans = chat.text(marked, add_generation_prompt=False)
+        return self._tokens(marked.mark, text, chat.turns(marked, text, spans, strict=True))
+
+    def _template(self) -> _Chat:
+        if self._chat is None:
+            raise UserError(
+                "this tokenizer has no chat template: it belongs to a base model. Use the "
+                "instruction-tuned model's tokenizer, put a 'chat_template.jinja' beside its "
+                "files, or ask with examples (karploop.data.fewshot.FewShot)"
+            )
+        return self._chat
+
+    def _tokens(
+        self, mark: str, text: str, spans: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a rendered text, and which lie in the spans (of characters) to learn."""
+        ids, targets, position = [], [], 0
+        borders = sorted({at for span in spans for at in span})
+        controls = [*self._chat.controls(text), None]
+        for control in controls:
+            end = control.start if control else len(text)
+            inner = [at for at in borders if position < at < end]
+            edges = [position, *inner, end]
+            for start, stop in zip(edges[:-1], edges[1:], strict=True):
+                piece, learn = text[start:stop], _within(start, spans)
+                # After a control token, or at the very start. A sampled answer that begins with a
+                # space has the one that the tokenizer would put.
+                if start == position and not (learn and piece.startswith(" ")):
+                    piece = self._prefix.put(piece, first=position == 0)
+                # A model's own words are tokenized as `encode` does it, the marks gone.
+                new = self.encode(piece.replace(mark, "")) if learn else self._pieces(piece, mark)
+                ids += new
+                targets += [learn] * len(new)
+            if control:
+                ids.append(control.id)
+                targets.append(_within(control.start, spans))
+                position = control.end
+        return ids, targets
+
+    def _pieces(self, text: str, mark: str) -> list[int]:
+        return [i for piece in text.split(mark) for i in self._plain(piece)]
+
+    def _plain(self, text: str) -> list[int]:
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids if text else []
+        except (TypeError, UnicodeEncodeError):
+            raise UserError(f"not Unicode text, half of a surrogate pair: {text[:80]!r}") from None
+
+
+def load_tokenizer(
+    directory: str | pathlib.Path, *, variables: Mapping[str, Any] | None = None
+) -> PretrainedTokenizer:
+    """The tokenizer of a model in a local directory, as Hugging Face lays it out.
+
+    Stop ids are those of 'generation_config.json' where there is one. Nothing is downloaded and no
+    code of the directory is run.
+
+    Args:
+      variables: what else the chat template reads, such as `enable_thinking`; JSON values.
+
+    Raises:
+      UserError: transformers is not installed; the directory is missing, on an object store, or
+        has no tokenizer that can be loaded; 'generation_config.json' is broken.
+    """
+    if "://" in str(directory):
+        raise UserError(
+            f"the tokenizer's directory must be local: copy '{directory}' to this machine first"
+        )
+    folder = pathlib.Path(directory)
+    if not folder.is_dir():
+        raise UserError(f"no directory '{folder}' to load a tokenizer from")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        found = sorted(p.name for p in folder.iterdir())
+        raise UserError(
+            f"no tokenizer in '{folder}': it has none of {', '.join(_TOKENIZER_FILES)}, but "
+            f"{', '.join(found[:8]) or 'nothing'}{', …' if len(found) > 8 else ''}. Copy them from "
+            "where the model's weights came from"
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UserError(
+            "tokenizers of pretrained models need transformers: pip install 'transformers>=5' "
+            "'jinja2>=3.1.6'"
+        ) from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except Exception as error:  # whatever a broken file brings about in either library
+        raise UserError(f"cannot load the tokenizer in '{folder}': {error}") from error
+    return PretrainedTokenizer.from_fast(
+        tokenizer, _generation_stops(folder / "generation_config.json"), variables=variables
+    )
+
+
+def check_fits(tokenizer: Tokenizer, vocabulary: int) -> None:
+    """Refuses a tokenizer that writes ids beyond a model's embedding.
+
+    An embedding with rows to spare is fine: many are padded to a round number.
+
+    Args:
+      vocabulary: rows of the model's embedding.
+
+    Raises:
+      UserError: the tokenizer needs more.
+    """
+    pretrained = isinstance(tokenizer, PretrainedTokenizer)
+    needed = tokenizer.reachable_size if pretrained else tokenizer.vocab_size
+    if needed > vocabulary:
+        raise UserError(
+            f"the tokenizer has ids up to {needed - 1} and needs an embedding of {needed} rows; "
+            f"the model's has {vocabulary}. Use the tokenizer that came with the weights, or "
+            "a model whose vocabulary is at least as large"
+        )
+
+
+def _generation_stops(path: pathlib.Path) -> tuple[int, ...]:
+    if not path.is_file():
+        return ()
+    try:
+        stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"'{path}' is no JSON object: {error}") from error
+    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    if not all(type(i) is int for i in stops):
+        raise UserError(f"'{path}': 'eos_token_id' must be an id or a list of ids, not {stops!r}")
+    return tuple(stops)
+
+
+def _wrap(
+    cls: type[PretrainedTokenizer],
+    tokenizer: Any,
+    stop_ids: tuple[int, ...],
+    variables: dict[str, Any],
+) -> PretrainedTokenizer:
+    import tokenizers
+
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules["truncation"] = rules["padding"] = None  # left over from whoever saved the file
+    if "dropout" in rules["model"]:
+        rules["model"]["dropout"] = None  # makes encoding random
+    eos = tokenizer.eos_token_id
+    stops = tuple(dict.fromkeys([*([] if eos is None else [eos]), *stop_ids]))
+    if not stops:
+        raise UserError(
+            "the tokenizer names no end token and no stop ids are given: name what ends a text, in "
+            "'eos_token' of 'tokenizer_config.json' or 'eos_token_id' of 'generation_config.json'"
+        )
+    ids = set(tokenizer.get_vocab().values())
+    if unknown := [i for i in stops if i not in ids]:
+        raise UserError(
+            f"the stop ids {unknown} are no tokens of this tokenizer, whose ids go up to {max(ids)}"
+        )
+
+    named = {str(token) for token in tokenizer.special_tokens_map.values() if token}
+    control, flags = {}, {}
+    for token in rules["added_tokens"]:
+        content = token["content"]
+        if token["special"] or content in named or token["id"] in stops:
+            token["special"] = True
+            flags[content] = (token["lstrip"], token["rstrip"])
+            control[content] = token["id"]
+    plain, prefix = _without_prefix(rules)
+    backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    backend.encode_special_tokens = True  # special tokens in text are text
+
+    chat = None
+    if tokenizer.chat_template:
+        if importlib.util.find_spec("jinja2") is None:
+            raise UserError("chat templates need jinja2: pip install 'jinja2>=3.1.6'")
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError as error:  # several templates, none of them the default
+            raise UserError(f"cannot choose the tokenizer's chat template: {error}") from error
+        # A stored result must not depend on the day on which it was computed.
+        template = _CLOCK.sub(lambda m: json.dumps(_TODAY.strftime(m[2])), template)
+        words = [t["content"] for t in rules["added_tokens"] if not t["content"].isspace()]
+        written = [w for w in words if w in template]
+        names = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+        chat = _Chat(template, names | variables, control, flags, written)
+        # A chat model whose end token is a document's still ends its turns in the template's way.
+        stops = tuple(dict.fromkeys([*stops, *chat.ends_turn()]))
+        chat.stop_ids = stops
+
+    document = tokenizer("a")["input_ids"]
+    bos = document[0] if len(document) > 1 and document[0] in control.values() else None
+    pad = tokenizer.pad_token_id
+    specials = _Specials(stops[0] if pad is None else pad, bos, stops[0], stops)
+    described = dict(
+        rules=rules,
+        control=control,
+        specials=specials,
+        template=chat and chat.template,
+        variables=chat and chat.variables,
+    )
+    identity = hashlib.sha256(
+        json.dumps(described, sort_keys=True, ensure_ascii=True).encode()
+    ).hexdigest()
+    return cls(backend, control, tokenizer.unk_token, specials, prefix, chat, identity)
+
+
+class _Prefix(NamedTuple):
+    """The space that a tokenizer puts before text."""
+
+    scheme: str  # "never"; "first": where a document begins; "always": after control tokens too
+    unless_space: bool  # whether text that begins with a space gets none
+
+    def put(self, text: str, *, first: bool) -> str:
+        if not text or self.scheme == "never" or (self.scheme == "first" and not first):
+            return text
+        if self.unless_space and text[0] in (" ", _SPACE):
+            return text
+        return " " + text
+
+
+def _without_prefix(rules: dict[str, Any]) -> tuple[dict[str, Any], _Prefix]:
+    """The rules of a tokenizer that puts no space before text, and what this one puts."""
+    found = [_Prefix("never", False)]
+
+    def before(step: dict | None) -> dict | None:
+        if step is None:
+            return None
+        kind = step["type"]
+        if kind == "Sequence":
+            key = "normalizers" if "normalizers" in step else "pretokenizers"
+            return step | {key: [s for s in map(before, step[key]) if s is not None]}
+        if kind == "Prepend" and step["prepend"] == _SPACE:
+            found.append(_Prefix("always", False))
+            return None
+        if kind == "Metaspace" and step["prepend_scheme"] != "never":
+            found.append(_Prefix(step["prepend_scheme"], True))
+            return step | {"prepend_scheme": "never"}
+        if kind == "ByteLevel" and step["add_prefix_space"]:
+            found.append(_Prefix("always", True))
+            return step | {"add_prefix_space": False}
+        return step
+
+    def after(step: dict | None) -> dict | None:
+        if step is None:
+            return None
+        if step["type"] == "Sequence":
+            kept = [s for s in map(after, step["decoders"]) if s is not None]
+            return step | {"decoders": kept}
+        if step["type"] == "Strip" and step["content"] == " ":
+            return None
+        if step["type"] == "Metaspace":
+            return step | {"prepend_scheme": "never"}
+        return step
+
+    changed = rules | dict(
+        normalizer=before(rules["normalizer"]),
+        pre_tokenizer=before(rules["pre_tokenizer"]),
+        decoder=after(rules["decoder"]),
+    )
+    return changed, found[-1]
+
+
+class _Control(NamedTuple):
+    """A control token in a rendered text; `end` takes in the space that it swallows."""
+
+    id: int
+    start: int
+    end: int
+
+
+class _Marked(NamedTuple):
+    """Messages whose control strings are broken by `mark`."""
+
+    messages: list[dict[str, Any]]
+    mark: str
+
+
+class _Chat:
+    """A chat template and the control tokens that it writes."""
+
+    def __init__(
+        self,
+        template: str,
+        variables: dict[str, Any],
+        control: Mapping[str, int],
+        flags: Mapping[str, tuple[bool, bool]],
+        written: Sequence[str],
+    ):
+        """
+        Args:
+          variables: what the template reads besides the messages.
+          control: strings of control tokens and their ids.
+          flags: of each, whether it swallows the space on its left and on its right.
+          written: added tokens of any kind in the template's own text.
+        """
+        self.template = template
+        self.variables = variables
+        self.stop_ids: tuple[int, ...] = ()  # tell the token that ends a turn among several
+        self.has_blocks = bool(_GENERATION.search(template))
+        self._id_of = control
+        self._control = re.compile(_any_of(control, flags))
+        self._hostile_to_all = _at_start_of(control)
+        self._hostile = _at_start_of([*control, *written])
+
+    def may_write(self, token: str) -> bool:
+        """Whether the template may write a control token: itself, as a variable, or by a role."""
+        named = token in self.template or token in self.variables.values()
+        return named or any(role in token for role in ROLES)
+
+    def mark(self, messages: list[dict[str, Any]]) -> _Marked:
+        everything = json.dumps(messages, ensure_ascii=False, default=str) + self.template
+        mark = next((m for m in _MARKS if m not in everything), None)
+        if mark is None:
+            raise UserError("the messages have all of the private characters U+F0000 to U+F000F")
+
+        def broken(value: Any, hostile: re.Pattern) -> Any:
+            if isinstance(value, str):
+                return hostile.sub(lambda m: m[0] + mark, value)
+            if isinstance(value, Mapping):
+                return {broken(k, hostile): broken(v, hostile) for k, v in value.items()}
+            if isinstance(value, list | tuple):
+                return [broken(v, hostile) for v in value]
+            return value
+
+        def message(m: dict[str, Any]) -> dict[str, Any]:
+            own = m["role"] == "assistant"
+            hostile = self._hostile_to_all if own else self._hostile
+            return {k: v if k == "role" else broken(v, hostile) for k, v in m.items()}
+
+        return _Marked([message(m) for m in messages], mark)
+
+    def text(
+        self, marked: _Marked, add_generation_prompt: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered chat, and the spans (of characters) of its {% generation %} blocks."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                [marked.messages],
+                chat_template=self.template,
+                add_generation_prompt=add_generation_prompt,
+                return_assistant_tokens_mask=self.has_blocks,
+                **self.variables,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(m["role"] for m in marked.messages) or "none"
+            raise UserError(
+                f"the chat template refuses the messages (roles: {roles}): {error}"
+            ) from error
+        return texts[0], list(spans[0]) if spans else []
+
+    def controls(self, text: str) -> list[_Control]:
+        """The control tokens of a rendered text, in order."""
+        found = []
+        for match in self._control.finditer(text):
+            token = match[0] if match[0] in self._id_of else match[0].strip()
+            found.append(_Control(self._id_of[token], *match.span()))
+        return found
+
+    def turns(
+        self, marked: _Marked, text: str, blocks: list[tuple[int, int]], *, strict: bool
+    ) -> list[tuple[int, int]]:
+        """Spans of what the assistants wrote in `text`, the tokens that end their turns included.
+
+        Args:
+          text, blocks: what `self.text` gave for the messages.
+          strict: whether to raise where they cannot be told; otherwise these are left out.
+        """
+        answers = [i for i, m in enumerate(marked.messages) if m["role"] == "assistant"]
+        if not answers:
+            return []
+        if self.has_blocks:
+            ends = [self._end(text, *block) for block in blocks]
+            if strict and not any(ends):
+                raise UserError(
+                    "the chat template's {% generation %} blocks "
+                    + ("have no token that ends the turn" if blocks else "hold no message")
+                    + ", so that a model could not learn to stop"
+                )
+            return [(start, end or stop) for (start, stop), end in zip(blocks, ends, strict=True)]
+        spans = []
+        for i in answers:
+            try:
+                spans.append(self._turn(marked, text, i))
+            except UserError:
+                if strict:
+                    raise
+        return spans
+
+    def ends_turn(self) -> list[int]:
+        """The token that ends an assistant's turn, where that can be told."""
+        messages = [dict(role="user", content="a"), dict(role="assistant", content="b")]
+        marked = self.mark(messages)
+        try:
+            text, blocks = self.text(marked, add_generation_prompt=False)
+            spans = self.turns(marked, text, blocks, strict=True)
+        except UserError:
+            return []  # whoever renders a chat will be told
+        return [c.id for c in self.controls(text) if c.end == spans[-1][1]]
+
+    def _turn(self, marked: _Marked, text: str, i: int) -> tuple[int, int]:
+        """The span of message `i`, found by rendering the chat up to it."""
+        if i == 0:
+            raise UserError(
+                "message 0 is the assistant's: nothing asks for it, so that it cannot be learnt; "
+                "begin with a system or user message"
+            )
+        before, _ = self.text(_Marked(marked.messages[:i], marked.mark), True)
+        upto, _ = self.text(_Marked(marked.messages[: i + 1], marked.mark), False)
+        if not upto.startswith(before):
+            raise UserError(
+                f"message {i}: the chat template does not write this assistant's turn as a "
+                f"continuation of what asks for it. It asks with {_tail(before, upto)}, and "
+                f"writes {_tail(upto, before)}. Give the template's {{% generation %}} blocks"
+            )
+        end = self._end(upto, len(before), len(upto))
+        if end is None:
+            raise UserError(
+                f"message {i}: the chat template writes no special token after this assistant's "
+                "turn, so that a model could not learn to stop"
+            )
+        if not text.startswith(upto[:end]):
+            raise UserError(
+                f"message {i}: the chat template writes this assistant's turn differently when "
+                f"other messages follow: {_tail(upto[:end], text)} becomes "
+                f"{_tail(text, upto[:end])}. Make an example of each turn, of the messages up to "
+                "it, or drop what the template takes out (earlier reasoning, as a rule)"
+            )
+        return len(before), end
+
+    def _end(self, text: str, start: int, stop: int) -> int | None:
+        """Where the token ends that closes the turn in a span, or right after the span."""
+        controls = [c for c in self.controls(text) if start <= c.start <= stop]
+        inside = [c for c in controls if c.start < stop]
+        # Several may stand at the end: those of tool calls first, or a last one for the whole chat.
+        closing: list[_Control] = []
+        for control in reversed(inside):
+            if text[control.end : closing[0].start if closing else stop].strip():
+                break
+            closing.insert(0, control)
+        closing = closing or controls[len(inside) :] or inside[-1:]
+        known = [c for c in closing if c.id in self.stop_ids]
+        return (known or closing)[0].end if closing else None
+
+
+def _any_of(tokens: Iterable[str], flags: Mapping[str, tuple[bool, bool]] | None = None) -> str:
+    """A pattern for the longest of the strings, with the space that `flags` has them swallow.
+
+    Grouped by first character: some tokenizers have thousands, which would be tried at every place.
+    """
+    groups: dict[str, list[str]] = {}
+    for token in sorted(tokens, key=len, reverse=True):
+        left, right = (flags or {}).get(token, (False, False))
+        head = r"\s*" * left + re.escape(token[0])
+        groups.setdefault(head, []).append(re.escape(token[1:]) + r"\s*" * right)
+    return "|".join(f"{head}(?:{'|'.join(tails)})" for head, tails in groups.items()) or "(?!)"
+
+
+def _at_start_of(tokens: Iterable[str]) -> re.Pattern:
+    """Matches the first character of any of the strings, so that overlapping ones all count."""
+    return re.compile(f"(?={_any_of(tokens)}).", re.DOTALL)
+
+
+def _within(at: int, spans: Iterable[tuple[int, int]]) -> bool:
+    return any(start <= at < end for start, end in spans)
+
+
+def _tail(text: str, other: str) -> str:
+    """Some of `text` from where it parts from `other`."""
+    pairs = zip(text, other, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other)))
+    return repr(text[max(0, at - 20) : at + 40])
