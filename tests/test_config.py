@@ -125,4 +125,6 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
     }
     # Read from a run's config.json by the garbage collector, which never sees these objects.
     elsewhere = {("RetentionConfig", "last"), ("RetentionConfig", "best")}
+    # Read through the config's own properties, `key_value_heads` and `sliding_layers`.
+    elsewhere |= {("ModelConfig", "kv_heads"), ("ModelConfig", "pattern")}
     assert every - reads - elsewhere == {("Config", "retention")}
