@@ -81,6 +81,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     sys.exit(code)
 
 
+def no_arguments(argv: list[str]) -> None:
+    """Raises UserError where the command line holds more than flags."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument '{argv[1]}': see --help for the flags")
+
+
 def _in_cluster() -> bool:
     """Whether this is one of several processes of a run (`launch.join_cluster`)."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()

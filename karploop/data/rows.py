@@ -49,7 +49,7 @@ def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
       UserError: the file is missing, of another kind, or empty; a line or row is malformed, not an
         object or not Unicode (the message has file and line).
     """
-    return [row for _, row in _located(path)]
+    return [row for _, row in located_rows(path)]
 
 
 def read_prompts(path: epath.PathLike) -> list[Prompt]:
@@ -58,7 +58,7 @@ def read_prompts(path: epath.PathLike) -> list[Prompt]:
     Raises:
       UserError: a row is of no shape that is known (the message has file and line).
     """
-    return [to_prompt(row, where) for where, row in _located(path)]
+    return [to_prompt(row, where) for where, row in located_rows(path)]
 
 
 def to_prompt(row: Mapping[str, Any], where: str = "row") -> Prompt:
@@ -111,8 +111,8 @@ def to_prompt(row: Mapping[str, Any], where: str = "row") -> Prompt:
     return Prompt(messages=tuple(messages), answer=answer, extra=extra)
 
 
-def _located(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row and where it is."""
+def located_rows(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a file and where it is; see `read_rows`, whose errors are raised as they come."""
     if str(path) == "-":
         rows, name = _lines(sys.stdin.buffer.read(), "standard input"), "standard input"
     else:

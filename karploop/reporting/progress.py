@@ -109,12 +109,12 @@ class Progress:
 
     @contextmanager
     def stage(
-        self, round: int, name: str, total: int, unit: str = "steps", start: int = 0
+        self, round: int | None, name: str, total: int, unit: str = "steps", start: int = 0
     ) -> Iterator[Stage]:
         """Shows one stage from here to the end of the `with` block.
 
         Args:
-          round: round index, -1 for what comes before the first round.
+          round: round index, -1 for what comes before the first round, None outside of a loop.
           name: stage name.
           total: units in the whole stage; 0 where unknown.
           unit: what is counted, in the plural.
@@ -160,7 +160,7 @@ class Progress:
         later_rounds = max(self._rounds - 1 - self._round, 0)
         return max(of_this_round, stage_left or 0.0) + later_rounds * self._round_seconds
 
-    def _enter(self, round: int, computed: bool) -> None:
+    def _enter(self, round: int | None, computed: bool) -> None:
         """Notes which round the run is in, and times the one that ends."""
         if round != self._round:
             now = self._clock()
@@ -169,11 +169,13 @@ class Progress:
             self._round, self._round_began, self._round_whole = round, now, True
         self._round_whole = self._round_whole and computed
 
-    def _place(self, round: int, name: str) -> str:
+    def _place(self, round: int | None, name: str) -> str:
+        if round is None:
+            return name
         where = "base" if round < 0 else f"round {round} ({round + 1} of {self._rounds})"
         return f"{where}  {name}"
 
-    def _describe(self, round: int, name: str, stage: Stage) -> str:
+    def _describe(self, round: int | None, name: str, stage: Stage) -> str:
         left = stage.seconds_left()
         if left is None and name in self._stage_seconds:
             left = max(self._stage_seconds[name] - stage.seconds, 0.0)
@@ -187,7 +189,7 @@ class Progress:
         ]
         return "  ".join([self._place(round, name), *filter(None, parts)])
 
-    def _tick(self, round: int, name: str, stage: Stage) -> None:
+    def _tick(self, round: int | None, name: str, stage: Stage) -> None:
         now = self._clock()
         if now < self._next_line:
             return

@@ -6,8 +6,8 @@ a seed is shared by all its arms. A round in which a filter keeps nothing is pas
 
 `vote` lets the samples of one model vote. `vote-models` lets five models vote that differ by seed
 alone and learn from what they agree on, which is five times the sampling and training of the other
-arms; `none-models` is its control at equal compute, five models that learn from each other's answers
-unseen.
+arms; `none-models` is its control at equal compute, five models that learn from each other's
+answers unseen.
 """
 
 from karploop.sweeps import Sweep, label_arms

@@ -1,0 +1,270 @@
+"""Completions and scores for the rows of a file, by one model: no loop, no store.
+
+Rows go through in batches, in order, and are written as soon as their batch is done. An interrupted
+job leaves a hidden partial file beside its output; the same job finds it and goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+
+from karploop.config import MeshConfig
+from karploop.data.rows import located_rows, to_prompt
+from karploop.errors import UserError
+from karploop.mesh import check_batch, make_mesh
+from karploop.reporting.progress import Progress, Stage
+from karploop.roles import LocalModel, prompt_tokens
+from karploop.sampling.distributions import Sampling
+from karploop.sampling.sampler import Sampler, batches
+
+Row = dict[str, Any]
+_SHORTEST_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class GenerateJob:
+    """What `experiments.generate` asks for; `n` completions of each row."""
+
+    model: str
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_new_tokens: int = 128
+    seed: int = 0
+    batch: int = 8
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What `experiments.score` asks for."""
+
+    model: str
+    batch: int = 8
+    dtype: str = "float32"
+
+
+def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> None:
+    """Adds `completions` to every row of `source`: text, tokens, logprobs, finish_reason.
+
+    A row's completions depend on the model, its place in the file and the seed, and not on the
+    batch size. Log-probabilities are the unfiltered model's, in nats.
+
+    Raises:
+      UserError: anything wrong with model, rows or settings, before anything is compiled.
+    """
+    _check(job)
+    model = LocalModel.describe(job.model, dtype=job.dtype)
+    rows, prompts = [], []
+    for where, row in located_rows(source):
+        rows.append(row)
+        prompts.append(prompt_tokens(model.tokenizer, to_prompt(row, where), where))
+        if len(prompts[-1]) >= model.config.max_length:
+            raise UserError(
+                f"{where}: the prompt takes {len(prompts[-1])} tokens, and the model's context of "
+                f"{model.config.max_length} must hold the completion too: shorten it"
+            )
+    mesh = make_mesh(MeshConfig())
+    check_batch(job.batch, mesh, "--batch")
+    with _open(target, job, model, rows) as out:
+        if out.done == len(rows):
+            return
+        weights, params = model.load(mesh)
+        sampler = Sampler(
+            weights,
+            model.tokenizer,
+            prompt_length=_buckets(prompts),
+            completion_length=job.max_new_tokens - 1,
+        )
+
+        def complete(part: range) -> Iterator[tuple[Row, int]]:
+            completions = sampler.complete(
+                params,
+                [prompts[i] for i in part],
+                list(part),
+                jax.random.key(job.seed),
+                samples=job.n,
+                sampling=Sampling(job.temperature, job.top_k, job.top_p, job.min_p),
+                limits=[_room(model, prompts[i], job.max_new_tokens) - 1 for i in part],
+                batch=job.batch,
+            )
+            for i, of_row in zip(part, completions, strict=True):
+                found = [
+                    {
+                        "text": c.text,
+                        "tokens": c.tokens,
+                        "logprobs": c.logprobs,
+                        "finish_reason": "stop" if c.finished else "length",
+                    }
+                    for c in of_row
+                ]
+                yield rows[i] | {"completions": found}, sum(len(c.tokens) for c in of_row)
+
+        _work(out, rows, job.batch, complete, progress, "generate")
+
+
+def score(job: ScoreJob, source: str, target: str, progress: Progress) -> None:
+    """Adds `logprobs` (nats a token) and their `sum` to every row of `source`.
+
+    Rows are {"prompt", "completion"}, scored on the completion; {"text"}; or {"tokens"}. Where the
+    row does not give them, the scored `tokens` are added. The first token of a row without a prompt
+    has nothing before it, and null for a log-probability.
+
+    Raises:
+      UserError: anything wrong with model, rows or settings, before anything is compiled.
+    """
+    _check(job)
+    model = LocalModel.describe(job.model, dtype=job.dtype)
+    rows, pairs = [], []
+    for where, row in located_rows(source):
+        rows.append(row)
+        pairs.append(_scored(model, row, where))
+        length = sum(map(len, pairs[-1]))
+        if length > model.config.max_length:
+            raise UserError(
+                f"{where}: the row takes {length} tokens, more than the model's context of "
+                f"{model.config.max_length}: shorten it"
+            )
+    mesh = make_mesh(MeshConfig())
+    check_batch(job.batch, mesh, "--batch")
+    with _open(target, job, model, rows) as out:
+        if out.done == len(rows):
+            return
+        weights, params = model.load(mesh)
+        buckets = _buckets([start + end for start, end in pairs])
+        sampler = Sampler(weights, model.tokenizer, prompt_length=buckets, completion_length=0)
+
+        def score_part(part: range) -> Iterator[tuple[Row, int]]:
+            starts, ends = zip(*(pairs[i] for i in part), strict=True)
+            found = sampler.score(params, starts, ends, job.batch, stop=False)
+            for i, logprobs_L in zip(part, found, strict=True):
+                values = [float(x) for x in logprobs_L]
+                total = sum(values)
+                if not pairs[i][0]:
+                    values[0] = None  # the sampler has a 0 there
+                added = {"logprobs": values, "sum": total}
+                yield {"tokens": pairs[i][1]} | rows[i] | added, len(values)
+
+        _work(out, rows, job.batch, score_part, progress, "score")
+
+
+class Output:
+    """Rows on their way to a file, or to standard output.
+
+    A file is written under a hidden name that holds a hash of the job, and takes its own name when
+    it is whole. `done` rows of an earlier attempt are kept.
+    """
+
+    def __init__(self, target: str, identity: str):
+        self.done = 0
+        self._target = None if target == "-" else pathlib.Path(target)
+        if self._target is None:
+            self._file = sys.stdout
+            return
+        name = f".{self._target.name}.{identity[:16]}.partial"
+        self._partial = self._target.with_name(name)
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._partial, "a+", encoding="utf-8")  # noqa: SIM115, closed by __exit__
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data[: data.rfind("\n") + 1]  # a kill may have torn the last line
+        self.done = whole.count("\n")
+        self._file.truncate(len(whole.encode()))
+
+    def write(self, row: Row) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self.flush()
+        if self._target is None:
+            return
+        if kind is None:
+            os.fsync(self._file.fileno())
+        self._file.close()
+        if kind is None:
+            os.replace(self._partial, self._target)
+
+
+def _open(target: str, job: Any, model: LocalModel, rows: Sequence[Row]) -> Output:
+    files = [model.path] if model.path.is_file() else sorted(model.path.glob("*.safetensors"))
+    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    settings = asdict(job) | {"batch": 0, "files": stamps, "tokenizer": model.tokenizer.identity}
+    text = json.dumps([settings, list(rows)], sort_keys=True, default=str)
+    return Output(target, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _work(
+    out: Output,
+    rows: Sequence[Row],
+    batch: int,
+    compute: Callable[[range], Iterator[tuple[Row, int]]],
+    progress: Progress,
+    name: str,
+) -> None:
+    with progress.stage(None, name, len(rows), "rows", start=out.done) as stage:
+        for part in batches(len(rows) - out.done, batch):
+            _write(out, compute(range(part.start + out.done, part.stop + out.done)), stage)
+
+
+def _write(out: Output, rows: Iterator[tuple[Row, int]], stage: Stage) -> None:
+    for row, tokens in rows:
+        out.write(row)
+        stage.advance(1, tokens=tokens)
+    out.flush()
+
+
+def _scored(model: LocalModel, row: Mapping[str, Any], where: str) -> tuple[list[int], list[int]]:
+    """Tokens to read and tokens to score."""
+    text, tokenizer = row.get("text"), model.tokenizer
+    if isinstance(text, str) and text:
+        return [], tokenizer.encode_prompt(text)
+    prompt = to_prompt(row, where)
+    if prompt.tokens is not None:
+        return [], prompt_tokens(tokenizer, prompt, where)
+    completion = row.get("completion")
+    if not isinstance(completion, str) or not completion:
+        raise UserError(
+            f"{where}: a row to score has a 'completion' beside its prompt, or a 'text', or "
+            "'tokens'; this one has none of them"
+        )
+    return prompt_tokens(tokenizer, prompt, where), tokenizer.encode(completion)
+
+
+def _room(model: LocalModel, prompt: Sequence[int], wanted: int) -> int:
+    """New tokens that the context has room for."""
+    return min(wanted, model.config.max_length - len(prompt))
+
+
+def _buckets(texts: Sequence[Sequence[int]]) -> list[int]:
+    """Powers of two up to the longest text: lengths to compile for."""
+    longest, lengths = max(map(len, texts)), [_SHORTEST_BUCKET]
+    while lengths[-1] < longest:
+        lengths.append(2 * lengths[-1])
+    return lengths
+
+
+def _check(job: GenerateJob | ScoreJob) -> None:
+    limits = {"n": 1, "max_new_tokens": 1, "batch": 1, "temperature": 0, "top_k": 0, "min_p": 0}
+    for name, low in limits.items():
+        if getattr(job, name, low) < low:
+            raise UserError(f"--{name} must be at least {low}, got {getattr(job, name)}")
+    for name in ("top_p", "min_p"):
+        if getattr(job, name, 0) > 1:
+            raise UserError(f"--{name} must be at most 1, got {getattr(job, name)}")

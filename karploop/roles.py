@@ -1,0 +1,94 @@
+"""Roles: named models, each bound to weights on the mesh.
+
+`LocalModel.describe` reads what a checkpoint says of itself and checks it; `load` lays its weights
+on the mesh. Between the two nothing has been compiled and no weight has been read, so that whatever
+is wrong with prompts or settings is said within seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from karploop.config import ModelConfig
+from karploop.data.pretrained import PretrainedTokenizer, check_fits, load_tokenizer
+from karploop.errors import UserError
+from karploop.models.checkpoint import Checkpoint, load_params, model_config, open_checkpoint
+from karploop.models.weights import Weights
+
+_PACKAGE = "package:"
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A checkpoint with its tokenizer."""
+
+    path: pathlib.Path
+    checkpoint: Checkpoint
+    config: ModelConfig
+    vocabulary: int  # rows of the embedding
+    tokenizer: PretrainedTokenizer
+
+    @classmethod
+    def describe(cls, path: str, **execution: Any) -> LocalModel:
+        """Opens a model without reading its weights.
+
+        Args:
+          path: a Hugging Face folder, a .gguf file, or "package:NAME" for an installed package
+            that carries a GGUF file (joined parts are kept under XDG_CACHE_HOME or ~/.cache).
+          execution: fields of ModelConfig that say how it runs: dtype, scan, remat.
+
+        Raises:
+          UserError: no such model, an unknown architecture, no tokenizer, or one that does not fit.
+        """
+        if path.startswith(_PACKAGE):
+            file = _from_package(path.removeprefix(_PACKAGE))
+        else:
+            file = pathlib.Path(path)
+        checkpoint = open_checkpoint(file)
+        config, vocabulary = model_config(checkpoint, **execution)
+        tokenizer = _tokenizer(file, checkpoint)
+        check_fits(tokenizer, vocabulary)
+        return cls(file, checkpoint, config, vocabulary, tokenizer)
+
+    def load(self, mesh: Mesh) -> tuple[Weights, Any]:
+        """The architecture on the mesh, and its parameters."""
+        weights = Weights(self.config, self.vocabulary, mesh)
+        return weights, load_params(self.checkpoint, weights)
+
+
+def _from_package(name: str) -> pathlib.Path:
+    from karploop.models.gguf import find_package
+
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return find_package(name, cache / "karploop")
+
+
+def _tokenizer(path: pathlib.Path, checkpoint: Checkpoint) -> PretrainedTokenizer:
+    if path.is_dir():
+        return load_tokenizer(path)
+    from karploop.models.gguf import gguf_tokenizer
+
+    stops = checkpoint.config.get("eos_token_id")
+    stops = [stops] if isinstance(stops, int) else stops or []
+    return PretrainedTokenizer.from_fast(gguf_tokenizer(path), tuple(stops))
+
+
+def prompt_tokens(tokenizer: PretrainedTokenizer, prompt, where: str) -> list[int]:
+    """A `data.rows.Prompt` as the model reads it: behind a start token, or by the chat template.
+
+    Raises:
+      UserError: the prompt is a chat and the model has no template; or ids that it does not have.
+    """
+    if prompt.text is not None:
+        return tokenizer.encode_prompt(prompt.text)
+    if prompt.messages is not None:
+        return tokenizer.render(prompt.messages, add_generation_prompt=True)
+    largest = max(prompt.tokens)
+    if largest >= tokenizer.vocab_size:
+        raise UserError(f"{where}: token {largest} is none of the model's {tokenizer.vocab_size}")
+    return list(prompt.tokens)
