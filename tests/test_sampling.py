@@ -257,6 +257,27 @@ def test_entropy_is_the_mean_over_a_completion(model, sampler, tokenizer):
     assert completion.entropy == pytest.approx(np.mean(entropies), abs=1e-4)
 
 
+def test_a_prefix_is_read_as_if_it_stood_before_every_prompt(make_weights, make_params, tokenizer):
+    """Completions, log-probabilities and scores, also under a window shorter than the prefix."""
+    weights = make_weights(positions="rope", kv_heads=2, window=4, pattern="sf", max_length=64)
+    params = make_params(weights)
+    prefix = [tokenizer.bos_id, *tokenizer.encode("1+1=2 2+2=")]
+    prompts = [prompt for prompt in PROMPTS if prompt]
+    whole = [[*prefix, *tokenizer.encode(prompt)] for prompt in prompts]
+    with_prefix = Sampler(weights, tokenizer, prompt_length=6, completion_length=7, prefix=prefix)
+    without = Sampler(weights, tokenizer, prompt_length=20, completion_length=7)
+    asked = dict(samples=3, sampling=MIXED, limits=[7] * len(prompts), batch=8)
+    ids = list(range(len(prompts)))
+    got = with_prefix.complete(params, prompts, ids, KEY, **asked)
+    expected = without.complete(params, whole, ids, KEY, **asked)
+    for one, other in zip(sum(got, []), sum(expected, []), strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+    scores = with_prefix.score(params, prompts, [row[0].tokens for row in got], 8, stop=False)
+    for completions, score_T in zip(got, scores, strict=True):
+        np.testing.assert_allclose(completions[0].logprobs, score_T, atol=1e-4)
+
+
 def test_a_prompt_that_is_too_long_is_named(model, sampler):
     with pytest.raises(UserError, match="'1234567'"):
         sampler.complete(

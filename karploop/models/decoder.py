@@ -35,10 +35,11 @@ Flag = jax.Array | bool
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, stacked so that a decode loop carries two arrays."""
+    """Keys and values of every layer, stacked so that a decode loop carries few arrays."""
 
     k_NxBxSxKxD: jax.Array
     v_NxBxSxKxD: jax.Array
+    positions_BxS: jax.Array  # int32, of the token in each column; a sliding window counts these
 
 
 class Context(NamedTuple):
@@ -52,7 +53,11 @@ class Context(NamedTuple):
 def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     """An empty cache with room for `length` positions of `batch` rows."""
     shape = (config.layers, batch, length, config.key_value_heads, config.head_width)
-    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    return Cache(
+        jnp.zeros(shape, config.dtype),
+        jnp.zeros(shape, config.dtype),
+        jnp.zeros((batch, length), jnp.int32),
+    )
 
 
 def packed_mask(segments_BxL: jax.Array) -> jax.Array:
@@ -117,12 +122,12 @@ class Attention(nn.Module):
             q_BxLxHxD, k_BxSxKxD = rotate(q_BxLxHxD, rotation), rotate(k_BxSxKxD, rotation)
         if cache is not None:
             start = (layer, 0, context.offset, 0, 0)
-            cache = Cache(
-                jax.lax.dynamic_update_slice(cache.k_NxBxSxKxD, k_BxSxKxD[None], start),
-                jax.lax.dynamic_update_slice(cache.v_NxBxSxKxD, v_BxSxKxD[None], start),
-            )
+            k_NxBxSxKxD = jax.lax.dynamic_update_slice(cache.k_NxBxSxKxD, k_BxSxKxD[None], start)
+            v_NxBxSxKxD = jax.lax.dynamic_update_slice(cache.v_NxBxSxKxD, v_BxSxKxD[None], start)
+            cache = Cache(k_NxBxSxKxD, v_NxBxSxKxD, cache.positions_BxS)
             k_BxSxKxD, v_BxSxKxD = (
-                jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in cache
+                jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+                for x in (k_NxBxSxKxD, v_NxBxSxKxD)
             )
         mask_BxLxS = _pick(sliding, *context.masks_BxLxS)
         out_BxLxHxD = attend(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask_BxLxS, c)
@@ -227,6 +232,7 @@ class Layer(nn.Module):
         return (x_BxLxE, cache), None
 
 
+_FAR = jnp.iinfo(jnp.int32).max
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -276,15 +282,22 @@ class Decoder(nn.Module):
         """Hidden states after the final norm, and the cache with this call's keys and values.
 
         With a cache, keys and values are written at columns offset … offset+L−1 and attention
-        reads the whole cache (S = its length); without one S = L and `offset` is 0. A sliding
-        window counts columns: callers keep the tokens of one text side by side.
+        reads the whole cache (S = its length); without one S = L and `offset` is not read.
         """
         c = self.config
         x_BxLxE = jnp.take(self.embedding, tokens_BxL, axis=0).astype(c.dtype)
         if c.embedding_scale:
             x_BxLxE = x_BxLxE * jnp.asarray(c.width**0.5, c.dtype)  # rounded, as it was trained
+        key_positions_BxS = positions_BxL
+        if cache is not None:
+            start = (0, offset)
+            key_positions_BxS = jax.lax.dynamic_update_slice(
+                cache.positions_BxS, positions_BxL.astype(jnp.int32), start
+            )
+            cache = cache._replace(positions_BxS=key_positions_BxS)
+        near_BxLxS = positions_BxL[:, :, None] - key_positions_BxS[:, None] < (c.window or _FAR)
         context = Context(
-            masks_BxLxS=(mask_BxLxS, mask_BxLxS & _near(mask_BxLxS, c.window, offset)),
+            masks_BxLxS=(mask_BxLxS, mask_BxLxS & near_BxLxS),
             rotations=rotations(c, positions_BxL),
             offset=offset,
         )
@@ -313,12 +326,3 @@ class Decoder(nn.Module):
         """Touches every parameter once; used to initialise."""
         hidden_BxLxE, _ = self(tokens_BxL, mask_BxLxS, positions_BxL)
         return self.logits(hidden_BxLxE)
-
-
-def _near(mask_BxLxS: jax.Array, window: int, offset: jax.Array | int) -> jax.Array:
-    """Boolean near_1xLxS: the key lies less than `window` columns before the query; 0: anywhere."""
-    _, length, keys = mask_BxLxS.shape
-    if not window:
-        return jnp.ones((1, length, keys), bool)
-    distance_LxS = (offset + jnp.arange(length))[:, None] - jnp.arange(keys)[None]
-    return (distance_LxS < window)[None]

@@ -53,6 +53,7 @@ def rollout(
     samples: int,
     max_new: int,
     sampling: Sampling,
+    prefix_L: jax.Array | None = None,
     stop_ids: Sequence[int],
     pad_id: int,
     fused_steps: int,
@@ -66,25 +67,29 @@ def rollout(
       limits_P: most new tokens of each prompt's completions, stop token included, up to `max_new`.
         0 gives empty completions, which hold nobody up: what fills a batch.
       key: the stage's key.
+      prefix_L: tokens that stand before every prompt (few-shot examples, say), read once for all.
       max_new: columns of the result, T.
       stop_ids: tokens that end a completion, each with the same right.
       fused_steps: decode steps between two looks at whether every row has stopped.
     """
-    prefilled, logits_PxV = _prefill(model, params, prompts_PxL, lengths_P)
+    prefilled, logits_PxV = _prefill(model, params, prompts_PxL, lengths_P, prefix_L)
     rows, prompt_length = prompts_PxL.shape[0] * samples, prompts_PxL.shape[1]
+    prefix_length = 0 if prefix_L is None else len(prefix_L)
     chunks = -(-max(max_new - 1, 0) // fused_steps)
     width = 1 + chunks * fused_steps  # whole chunks; cut to max_new at the end
 
-    def fan_out(x_NxPxLxKxD):
-        x_NxRxLxKxD = jnp.repeat(x_NxPxLxKxD, samples, axis=1)
-        return jnp.pad(x_NxRxLxKxD, ((0, 0), (0, 0), (0, width), (0, 0), (0, 0)))
+    def fan_out(x, row_axis):
+        x = jnp.repeat(x, samples, axis=row_axis)
+        return jnp.pad(x, [(0, width if axis == row_axis + 1 else 0) for axis in range(x.ndim)])
 
     keys_R = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s))(
         jnp.repeat(prompt_ids_P, samples), jnp.tile(jnp.arange(samples), prompts_PxL.shape[0])
     )
     limits_R = jnp.minimum(jnp.repeat(limits_P, samples), max_new)
-    columns_1xS = jnp.arange(prompt_length + width)[None]
-    prompt_start_Rx1 = prompt_length - jnp.repeat(lengths_P, samples)[:, None]
+    columns_1xS = jnp.arange(prefix_length + prompt_length + width)[None]
+    padding_Rx1 = prompt_length - jnp.repeat(lengths_P, samples)[:, None]
+    # Columns are the prefix, then padding, then prompt and completion.
+    text_RxS = (columns_1xS < prefix_length) | (columns_1xS >= prefix_length + padding_Rx1)
 
     def emit(state: _State, logits_RxV: jax.Array) -> _State:
         """Draws and records the token at `state.step` from its logits."""
@@ -114,9 +119,9 @@ def rollout(
     def decode_one(_, state: _State) -> _State:
         """Feeds the last token, then draws the next."""
         previous_Rx1 = jax.lax.dynamic_slice_in_dim(state.tokens_RxT, state.step - 1, 1, axis=1)
-        offset = prompt_length + state.step - 1
-        mask_RxS = (columns_1xS <= offset) & (columns_1xS >= prompt_start_Rx1)
-        positions_Rx1 = offset - prompt_start_Rx1
+        offset = prefix_length + prompt_length + state.step - 1
+        mask_RxS = (columns_1xS <= offset) & text_RxS
+        positions_Rx1 = offset - padding_Rx1
         hidden_Rx1xE, cache = model.apply(
             params, previous_Rx1, mask_RxS[:, None, :], positions_Rx1, state.cache, offset
         )
@@ -125,7 +130,7 @@ def rollout(
 
     state = _State(
         step=jnp.int32(0),
-        cache=Cache(*map(fan_out, prefilled)),
+        cache=Cache(*map(fan_out, prefilled, (1, 1, 0))),
         tokens_RxT=jnp.full((rows, width), pad_id, jnp.int32),
         logprobs_RxT=jnp.zeros((rows, width), jnp.float32),
         entropy_RxT=jnp.zeros((rows, width), jnp.float32),
@@ -148,14 +153,30 @@ def rollout(
     )
 
 
-def _prefill(model: Decoder, params, prompts_PxL, lengths_P):
-    """Cache over the prompts, and the logits_PxV of each prompt's first new token."""
+def _prefill(model: Decoder, params, prompts_PxL, lengths_P, prefix_L):
+    """Cache over prefix and prompts, and the logits_PxV of each prompt's first new token."""
     rows, length = prompts_PxL.shape
+    prefix_length = 0 if prefix_L is None else len(prefix_L)
+    cache = init_cache(model.config, rows, prefix_length + length)
+    if prefix_length:
+        one = init_cache(model.config, 1, prefix_length)
+        mask_1xLxL = packed_mask(jnp.ones((1, prefix_length), jnp.int32))
+        positions_1xL = jnp.arange(prefix_length)[None]
+        _, one = model.apply(params, prefix_L[None], mask_1xLxL, positions_1xL, one, 0)
+        cache = Cache(
+            *(
+                jax.lax.dynamic_update_slice(whole, jnp.repeat(part, rows, axis), (0,) * whole.ndim)
+                for whole, part, axis in zip(cache, one, (1, 1, 0), strict=True)
+            )
+        )
     positions_PxL = jnp.arange(length)[None] - (length - lengths_P)[:, None]  # < 0 on padding
+    real_PxL = positions_PxL >= 0
     # One segment a row. A padding query sees itself alone, and no real query sees it.
-    mask_PxLxL = packed_mask((positions_PxL >= 0).astype(jnp.int32))
-    positions_PxL = jnp.maximum(positions_PxL, 0)
+    mask_PxLxL = packed_mask(real_PxL.astype(jnp.int32))
+    sees_prefix_PxLxS = jnp.broadcast_to(real_PxL[:, :, None], (rows, length, prefix_length))
+    mask_PxLxS = jnp.concatenate([sees_prefix_PxLxS, mask_PxLxL], axis=2)
+    positions_PxL = prefix_length + jnp.maximum(positions_PxL, 0)
     hidden_PxLxE, cache = model.apply(
-        params, prompts_PxL, mask_PxLxL, positions_PxL, init_cache(model.config, rows, length), 0
+        params, prompts_PxL, mask_PxLxS, positions_PxL, cache, prefix_length
     )
     return cache, model.apply(params, hidden_PxLxE[:, -1], method="logits")

@@ -46,6 +46,7 @@ class Sampler:
         *,
         prompt_length: int | Sequence[int],
         completion_length: int,
+        prefix: Sequence[int] = (),
     ):
         """Lengths are in tokens (for one token a character, in characters); the start token and
         the stop token come on top.
@@ -53,16 +54,22 @@ class Sampler:
         Args:
           prompt_length: of the longest prompt; or several lengths, each compiled when a batch
             first needs it.
+          prefix: tokens before every prompt, the start token among them, which prompts then lack;
+            read once for a batch. Continuations are scored behind it too.
         """
         self.tokenizer = tokenizer
+        self.prefix = np.array(prefix, np.int32)
         lengths = [prompt_length] if isinstance(prompt_length, int) else prompt_length
-        self.prompt_lengths = sorted(length + len(_start(tokenizer)) for length in lengths)
+        extra = 0 if len(prefix) else len(_start(tokenizer))
+        self.prompt_lengths = sorted(length + extra for length in lengths)
         self.completion_length = completion_length + 1
         self.mesh = weights.mesh
         model, mesh = weights.model, weights.mesh
         rows, whole = batch_sharding(mesh), replicated(mesh)
 
-        def decode(params, prompts_PxL, lengths_P, ids_P, limits_P, key, samples, sampling, fused):
+        def decode(
+            params, prompts_PxL, lengths_P, ids_P, limits_P, key, prefix_L, samples, sampling, fused
+        ):
             # The one change of layout: parameters lose their fsdp split here, before the loop.
             params = jax.lax.with_sharding_constraint(params, weights.decode_shardings)
             return rollout(
@@ -76,6 +83,7 @@ class Sampler:
                 samples=samples,
                 max_new=self.completion_length,
                 sampling=sampling,
+                prefix_L=prefix_L if len(prefix) else None,
                 stop_ids=tokenizer.stop_ids,
                 pad_id=tokenizer.pad_id,
                 fused_steps=fused,
@@ -83,8 +91,8 @@ class Sampler:
 
         self._decode = jax.jit(
             decode,
-            static_argnums=(6, 7, 8),
-            in_shardings=(weights.shardings, rows, rows, rows, rows, whole),
+            static_argnums=(7, 8, 9),
+            in_shardings=(weights.shardings, rows, rows, rows, rows, whole, whole),
             out_shardings=whole,
         )
         self._score = jax.jit(
@@ -128,6 +136,7 @@ class Sampler:
                 put(ids_P, rows),
                 put(limits_P, rows),
                 key,
+                self.prefix,
                 samples,
                 sampling,
                 fused_steps,
@@ -159,11 +168,12 @@ class Sampler:
         """Log-probabilities (nats) of each continuation's tokens and, with `stop`, of the stop
         token after them."""
         end = [self.tokenizer.eos_id] if stop else []
-        starts = [self._ids(p) for p in prompts]
+        starts = [[*self.prefix.tolist(), *self._ids(p)] for p in prompts]
         texts = [self.tokenizer.encode(c) if isinstance(c, str) else c for c in continuations]
         ends = [[*tokens, *end] for tokens in texts]
         longest = max(len(s) + len(e) for s, e in zip(starts, ends, strict=True))
-        shapes = [length + self.completion_length for length in self.prompt_lengths]
+        beside = len(self.prefix) + self.completion_length
+        shapes = [length + beside for length in self.prompt_lengths]
         tokens_BxL = np.full((batch, _smallest(shapes, longest)), self.tokenizer.pad_id, np.int32)
         lengths_B = np.ones(batch, np.int32)
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -177,8 +187,10 @@ class Sampler:
         ]
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        """A text's tokens behind the start token; tokens that are given stay as they are."""
-        return self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        """A text's tokens, behind the start token unless a prefix has it; given tokens as given."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        return (self.tokenizer.encode if len(self.prefix) else self.tokenizer.encode_prompt)(prompt)
 
     def _pad_left(self, prompts: Sequence[Prompt], batch: int) -> tuple[np.ndarray, np.ndarray]:
         encoded = [self._ids(prompt) for prompt in prompts]
