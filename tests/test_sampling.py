@@ -11,7 +11,13 @@ from scipy import stats
 
 from karploop.errors import UserError
 from karploop.models.decoder import Decoder, packed_mask
-from karploop.sampling.distributions import GREEDY, Sampling, draw, filtered_logits
+from karploop.sampling.distributions import (
+    GREEDY,
+    Sampling,
+    categorical,
+    draw,
+    filtered_logits,
+)
 from karploop.sampling.rollout import rollout
 from karploop.sampling.sampler import Sampler, batches
 
@@ -72,6 +78,25 @@ def test_tokens_come_with_their_exact_probabilities(sampling):
     p_V = exact_probabilities(logits_V, sampling)
     assert (counts_V[p_V == 0] == 0).all(), "a token that is filtered out was drawn"
     assert stats.chisquare(counts_V[p_V > 0], n * p_V[p_V > 0]).pvalue > 1e-4
+
+
+def test_tokens_of_a_large_vocabulary_come_with_their_probabilities():
+    """Several blocks, the last one not full; most of the mass in few places, edges among them."""
+    rng = np.random.default_rng(0)
+    logits_V = rng.normal(size=1300).astype(np.float32) - 3
+    hot = np.array([0, 511, 512, 700, 1023, 1024, 1299])
+    logits_V[hot] = np.log(np.arange(1, 8) * 50.0)
+    logits_V[1030:1200] = -np.inf
+    n = 40_000
+    draws = jax.jit(lambda keys: categorical(keys, jnp.broadcast_to(logits_V[None], (n, 1300))))
+    tokens_N = np.asarray(draws(jax.random.split(KEY, n)))
+    p_V = exact_probabilities(logits_V, Sampling())
+    counts_V = np.bincount(tokens_N, minlength=1300)
+    assert (counts_V[1030:1200] == 0).all() and len(counts_V) == 1300
+    cold = np.setdiff1d(np.arange(1300), hot)
+    found = [*counts_V[hot], counts_V[cold].sum()]
+    expected = [*(n * p_V[hot]), n * p_V[cold].sum()]
+    assert stats.chisquare(found, expected).pvalue > 1e-4
 
 
 def kept_tokens(logits_V, **filters):

@@ -55,5 +55,35 @@ def draw(keys_B: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Ar
     """One token a row, int32_B, each row from its own key."""
     if sampling.temperature == 0.0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    filtered_BxV = filtered_logits(logits_BxV, sampling)
-    return jax.vmap(jax.random.categorical)(keys_B, filtered_BxV).astype(jnp.int32)
+    return categorical(keys_B, filtered_logits(logits_BxV, sampling))
+
+
+def categorical(keys_B: jax.Array, logits_BxV: jax.Array) -> jax.Array:
+    """One index a row, int32_B, with probability softmax(logits); −inf is never drawn.
+
+    By inversion: first a block of neighbouring tokens, then a token of the block. That takes two
+    random numbers a row where the Gumbel trick takes one a token, which for a vocabulary of 262,144
+    is most of the time of sampling on a CPU, and sums of at most a block keep float32 exact enough.
+    """
+    rows, vocabulary = logits_BxV.shape
+    block = min(_BLOCK, vocabulary)
+    blocks = -(-vocabulary // block)
+    mass_BxV = jnp.exp(logits_BxV - jnp.max(logits_BxV, axis=-1, keepdims=True))
+    mass_BxV = jnp.pad(mass_BxV, ((0, 0), (0, blocks * block - vocabulary)))
+    mass_BxNxT = mass_BxV.reshape(rows, blocks, block)
+    uniform_Bx2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_B)
+    block_B = _invert(mass_BxNxT.sum(axis=-1), uniform_Bx2[:, 0])
+    mass_BxT = jnp.take_along_axis(mass_BxNxT, block_B[:, None, None], axis=1)[:, 0]
+    return block_B * block + _invert(mass_BxT, uniform_Bx2[:, 1])
+
+
+_BLOCK = 512
+
+
+def _invert(mass_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The first index at which the cumulative mass exceeds its share `uniform_B` of the whole."""
+    cumulative_BxN = jnp.cumsum(mass_BxN, axis=-1)
+    whole_B = cumulative_BxN[:, -1]
+    # Below the whole even where the product rounds up to it.
+    target_B = jnp.minimum(uniform_B * whole_B, jnp.nextafter(whole_B, jnp.zeros_like(whole_B)))
+    return jnp.sum(cumulative_BxN <= target_B[:, None], axis=-1).astype(jnp.int32)
