@@ -49,18 +49,23 @@ class FewShot:
 
     def render(self, prompt: str) -> str:
         """The text that asks `prompt`; braces in the prompt and the examples mean nothing."""
-        shown = [self._ask(question) + completion for question, completion in self.examples]
+        return self.header() + self.ask(prompt)
+
+    def header(self) -> str:
+        """What stands before every question: instruction and examples, with their separators."""
+        shown = [self.ask(question) + completion for question, completion in self.examples]
         parts = [self.instruction] if self.instruction else []
-        return self.separator.join([*parts, *shown, self._ask(prompt)])
+        return "".join(part + self.separator for part in [*parts, *shown])
+
+    def ask(self, prompt: str) -> str:
+        """The question alone, up to where the answer begins."""
+        before, _, after = self.prompt_format.partition(_FIELD)
+        return before + prompt + after
 
     def cut(self, completion: str) -> tuple[str, bool]:
         """`completion` up to its first stop string, and whether there was one."""
         found = [at for at in map(completion.find, self.stop) if at >= 0]
         return (completion[: min(found)], True) if found else (completion, False)
-
-    def _ask(self, prompt: str) -> str:
-        before, _, after = self.prompt_format.partition(_FIELD)
-        return before + prompt + after
 
     def _example(self, i: int, example: object) -> tuple[str, str]:
         if (

@@ -229,6 +229,14 @@ class PretrainedTokenizer:
             kept.append(token)
         return self._backend.decode(kept, skip_special_tokens=True)
 
+    def holding(self, strings: Sequence[str]) -> tuple[int, ...]:
+        """Ids whose text holds one of `strings` whole; control tokens are never among them."""
+        ids = [i for i in range(self.vocab_size) if i not in self._control_ids]
+        texts = self._backend.decode_batch([[i] for i in ids], skip_special_tokens=True)
+        return tuple(
+            i for i, text in zip(ids, texts, strict=True) if any(s in text for s in strings)
+        )
+
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
         """Ids of a chat, written by the chat template.
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol, runtime_checkable
@@ -51,6 +51,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` up to the first stop id; special tokens are skipped."""
+
+    def holding(self, strings: Sequence[str]) -> tuple[int, ...]:
+        """Ids whose text holds one of `strings` whole."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ class CharTokenizer:
     def encode_prompt(self, text: str) -> list[int]:
         """Bos and the ids of `text`; raises what `encode` does."""
         return [self.bos_id, *self.encode(text)]
+
+    def holding(self, strings: Sequence[str]) -> tuple[int, ...]:
+        """Ids of the characters that are one of `strings`."""
+        return tuple(i for c, i in self._id_of.items() if c in strings)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` up to the first eos; pad and bos are skipped.
