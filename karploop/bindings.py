@@ -97,12 +97,13 @@ class Bindings:
         function = functools.partial(
             train,
             trainer=self.m.trainers[name],
-            weights=self.m.weights,
             tokenizer=self.m.tokenizer,
             config=config,
         )
         settings = asdict(config)
         del settings["checkpoint_every"]  # how often a stage saves does not change what it learns
+        if not config.lora.rank:
+            del settings["lora"]  # its other keys are without effect
         return self._run(
             name,
             function,

@@ -78,14 +78,15 @@ def prepare(config: Config) -> Machinery:
 
 
 def _trainers(config: Config, weights: Weights) -> dict[str, Trainer]:
-    """One compiled step for both training stages unless their optimisers differ in kind."""
+    """One compiled step for both training stages unless they differ in optimiser or adapter."""
     made: dict[Any, Trainer] = {}
     trainers = {}
     for name in ("warmup", "train"):
-        optimizer = getattr(config, name).optimizer
+        optimizer, lora = getattr(config, name).optimizer, getattr(config, name).lora
         static = (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon)
         static += (optimizer.weight_decay, optimizer.clip_norm, optimizer.muon_scale)
+        static += (lora,) if lora.rank else ()
         if static not in made:
-            made[static] = Trainer(weights, optimizer)
+            made[static] = Trainer(weights, optimizer, lora)
         trainers[name] = made[static]
     return trainers

@@ -50,6 +50,12 @@ def test_overrides_are_read_as_the_type_of_their_key():
         ({"mesh.data": "-1", "mesh.fsdp": "-1"}, "at most one −1"),
         ({"train.row_length": "4096"}, "longer than the model's 'config.model.max_length'"),
         ({"train.optimizer.warmup": "0.9", "train.optimizer.decay": "0.9"}, "exceed the whole"),
+        ({"train.lora.rank": "-1"}, "'config.train.lora.rank' must be at least 0"),
+        ({"train.lora.targets": "qeury"}, "names 'qeury': did you mean 'query'?"),
+        ({"train.lora.targets": "up,gate"}, "'config.train.lora.targets' names 'gate', and"),
+        ({"train.lora.targets": "up,up"}, "names a matrix twice"),
+        ({"train.lora.targets": ""}, "'config.train.lora.targets' names ''"),
+        ({"warmup.lora.rank": "4"}, "there is nothing in them to adapt"),
         ({"filter.name": "vote", "judge.voters": "members"}, "set 'config.members' to 2 or more"),
     ],
 )
@@ -112,6 +118,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
         {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}},
         {"filter": {"name": "length"}, "task": {"name": "reverse"}},
         {"filter": {"name": "vote", "on_empty": "skip"}, "train": {"mixing": "by_difficulty"}},
+        {"train": {"lora": {"rank": 2}}},
     ]
     for index, variant in enumerate(variants):
         settings = tiny.get_config()
@@ -127,4 +134,5 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
     elsewhere = {("RetentionConfig", "last"), ("RetentionConfig", "best")}
     # Read through the config's own properties, `key_value_heads` and `sliding_layers`.
     elsewhere |= {("ModelConfig", "kv_heads"), ("ModelConfig", "pattern")}
+    elsewhere |= {("LoraConfig", "alpha")}  # likewise, through `scale`
     assert every - reads - elsewhere == {("Config", "retention")}
