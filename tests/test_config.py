@@ -118,12 +118,14 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
         {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}},
         {"filter": {"name": "length"}, "task": {"name": "reverse"}},
         {"filter": {"name": "vote", "on_empty": "skip"}, "train": {"mixing": "by_difficulty"}},
-        {"train": {"lora": {"rank": 2}}},
     ]
     for index, variant in enumerate(variants):
         settings = tiny.get_config()
         settings.update(variant | {"mesh": {"data": 1}})
         launch.launch(resolve(settings.to_dict()), str(tmp_path), f"variant-{index}")
+    # Not by `update`: warm-up and training are one object in that config.
+    adapted = resolve(tiny.get_config().to_dict(), {"train.lora.rank": "2", "mesh.data": "1"})
+    launch.launch(adapted, str(tmp_path), "adapted")
     every = {
         (cls.__name__, field.name)
         for cls in vars(config).values()
