@@ -5,8 +5,8 @@ python -m experiments.trace --workdir=DIR --params=HASH [--json]
 
 KEY is a generate stage's key, as in `summary.json` and `rows.parquet`, or its first 6 characters or
 more; `seed:ROW` is a row of the labelled data (with the seed stage's key where there are several).
-HASH is the SHA-256 of a params.safetensors, the key of the stage that wrote it, or the beginning of
-either.
+HASH is the SHA-256 of a params.safetensors or adapter.safetensors, the key of the stage that wrote
+it, or the beginning of either.
 """
 
 import json

@@ -45,7 +45,7 @@ class Bindings:
         self.m, self.stages, self.config = machinery, stages, machinery.config
         config, task = machinery.config, asdict(machinery.config.task)
         self.task_modules = (type(machinery.task).__module__, *_home(config.task.name))
-        self.model = {"model": asdict(config.model), "alphabet": machinery.tokenizer.alphabet}
+        self.model = {"model": asdict(config.model), "prompting": machinery.prompting.identity}
         self.where = {"name": task["name"], "held_out": task["held_out"]}
         problems = {"task": machinery.task, "held_out": config.task.held_out}
         self.problems = problems
@@ -97,12 +97,13 @@ class Bindings:
         function = functools.partial(
             train,
             trainer=self.m.trainers[name],
-            weights=self.m.weights,
-            tokenizer=self.m.tokenizer,
+            prompting=self.m.prompting,
             config=config,
         )
         settings = asdict(config)
         del settings["checkpoint_every"]  # how often a stage saves does not change what it learns
+        if not config.lora.rank:
+            del settings["lora"]  # its other keys are without effect
         return self._run(
             name,
             function,
@@ -136,6 +137,7 @@ class Bindings:
                 generate,
                 sampler=self.m.sampler,
                 weights=self.m.weights,
+                prompting=self.m.prompting,
                 task=self.m.task,
                 config=self.config.generate,
             ),
@@ -225,6 +227,7 @@ class Bindings:
                 evaluate,
                 sampler=self.m.sampler,
                 weights=self.m.weights,
+                prompting=self.m.prompting,
                 task=self.m.task,
                 config=self.config.evaluate,
             ),

@@ -121,6 +121,35 @@ class OptimizerConfig:
     clip_norm: float = option(1.0, low=0.0)  # 0: no clipping
 
 
+# The decoder's matrices that an adapter can be laid on, by the names of their parameters.
+ADAPTABLE = ("query", "key", "value", "out", "up", "gate", "down")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation (arXiv 2106.09685): W + (alpha / rank) · a · b, of which a and b learn.
+
+    With alpha at twice the rank, as in the mathematics runs of arXiv 2405.09673, the scale is 2 for
+    every rank. With alpha set, it is PEFT's alpha / rank.
+    """
+
+    rank: int = option(0, low=0)  # 0: off, every parameter is trained
+    alpha: float = option(0.0, low=0.0)  # 0: twice the rank
+    targets: str = "all"  # matrices, as in query,value; all: every matrix of every layer
+
+    @property
+    def scale(self) -> float:
+        """What a · b is multiplied by; 0 where adaptation is off."""
+        return (self.alpha or 2.0 * self.rank) / self.rank if self.rank else 0.0
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The names in `targets`; of "all", those that some model has."""
+        if self.targets == "all":
+            return ADAPTABLE
+        return tuple(name.strip() for name in self.targets.split(","))
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training stage: supervised fine-tuning on packed rows."""
@@ -134,6 +163,7 @@ class TrainConfig:
     newest_share: float = option(0.0, low=0.0, high=1.0)  # of draws, from this round's rows; 0: off
     checkpoint_every: int = option(100, low=1)  # steps between mid-stage checkpoints
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig = LoraConfig()  # of `train` alone: a warm-up has nothing to adapt
 
 
 @dataclass(frozen=True)
@@ -371,6 +401,31 @@ def _check_consistency(config: Config) -> None:
                 f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
                 f"'config.model.max_length' of {config.model.max_length}"
             )
+    if config.warmup.lora.rank:
+        raise UserError(
+            f"'config.warmup.lora.rank' is {config.warmup.lora.rank}: a warm-up starts from fresh "
+            "parameters, and there is nothing in them to adapt. Leave it at 0, or set "
+            "'config.train.lora.rank'"
+        )
+    for stage in ("warmup", "train"):
+        check_lora(getattr(config, stage).lora, config.model, f"config.{stage}.lora")
+
+
+def check_lora(lora: LoraConfig, model: ModelConfig, where: str = "lora") -> None:
+    """Raises UserError unless the model has every matrix that `targets` names, and each once."""
+    if lora.targets == "all":
+        return
+    names = lora.matrices
+    for name in names:
+        if name not in ADAPTABLE:
+            raise UserError(f"'{where}.targets' names '{name}': {nearest(name, ADAPTABLE)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"'{where}.targets' is '{lora.targets}', which names a matrix twice")
+    if "gate" in names and model.activation == "gelu":
+        raise UserError(
+            f"'{where}.targets' names 'gate', and a feed-forward block with "
+            "'config.model.activation=gelu' has none: leave it out"
+        )
 
 
 def _check_model(model: ModelConfig) -> None:

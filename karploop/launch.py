@@ -23,7 +23,7 @@ from karploop.config import Config, to_dict
 from karploop.errors import UserError
 from karploop.machinery import prepare
 from karploop.mesh import any_process, is_main, main_first
-from karploop.models.weights import FILE
+from karploop.models.weights import params_sha256
 from karploop.reporting.progress import Progress
 from karploop.run_directory import RunDirectory
 from karploop.stages import Stages, Stopped
@@ -74,7 +74,7 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
         except Stopped:
             progress.say(f"stopped; resume with: {cli.command()}")
             return 0
-        hashes = [artifact.manifest.files[FILE]["sha256"] for artifact in params.values()]
+        hashes = [params_sha256(artifact.manifest) for artifact in params.values()]
         run.finish(hashes, time.time() - started)
     return 0
 

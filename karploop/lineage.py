@@ -37,7 +37,7 @@ from karploop.catalogue import (
 )
 from karploop.config import nearest
 from karploop.errors import UserError
-from karploop.models.weights import FILE as PARAMS_FILE
+from karploop.models.weights import params_sha256
 from karploop.oversight.evaluate import EVALS_FILE
 from karploop.records import (
     EXAMPLES_FILE,
@@ -296,7 +296,7 @@ def trace_params(catalogue: Catalogue, identity: str) -> Trace:
 
 
 def _find_params(catalogue: Catalogue, text: str) -> Name:
-    hashes = {n: catalogue.manifests[n].files[PARAMS_FILE]["sha256"] for n in catalogue.trained}
+    hashes = {n: params_sha256(catalogue.manifests[n]) for n in catalogue.trained}
     by_hash = [n for n in catalogue.trained if hashes[n].startswith(text)]
     by_key = [n for n in catalogue.trained if n[1].startswith(text)]
     found = dict.fromkeys([*by_hash, *by_key])
@@ -305,8 +305,9 @@ def _find_params(catalogue: Catalogue, text: str) -> Name:
             return _find(catalogue, text, TRAINED, "--params")
         except UserError as error:
             raise UserError(
-                f"{error}. --params also takes the SHA-256 of a params.safetensors; for a run of "
-                "several members that is one of its summary's params_sha256_by_member"
+                f"{error}. --params also takes the SHA-256 of a params.safetensors or an "
+                "adapter.safetensors; for a run of several members that is one of its summary's "
+                "params_sha256_by_member"
             ) from None
     if len({hashes[n] for n in found}) > 1:
         raise UserError(f"'{text}' fits several: {_list(found)}. Give more characters")
@@ -418,8 +419,7 @@ def _stage(catalogue: Catalogue, name: Name) -> Trace:
 
 
 def _params(catalogue: Catalogue, name: Name) -> Trace:
-    sha256 = catalogue.manifests[name].files[PARAMS_FILE]["sha256"]
-    return _stage(catalogue, name) | {"params_sha256": sha256}
+    return _stage(catalogue, name) | {"params_sha256": params_sha256(catalogue.manifests[name])}
 
 
 def _twins(catalogue: Catalogue, name: Name) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from karploop.config import Config
 from karploop.curriculum import hardest
+from karploop.data.prompting import Prompting
 from karploop.data.tasks import Task, get_task
 from karploop.data.tokenizer import CharTokenizer
 from karploop.errors import UserError
@@ -25,7 +26,7 @@ class Machinery:
     task: Task
     chosen: Filter
     matched: Filter | None
-    tokenizer: CharTokenizer
+    prompting: Prompting
     weights: Weights
     sampler: Sampler
     trainers: dict[str, Trainer]
@@ -68,24 +69,31 @@ def prepare(config: Config) -> Machinery:
                 f"({longest - 1} tokens at difficulty {limit}): raise it"
             )
     tokenizer = CharTokenizer.for_tasks(task)
+    prompting = Prompting(tokenizer)
     weights = Weights(config.model, tokenizer.vocab_size, mesh)
     sampler = Sampler(
-        weights, tokenizer, prompt_length=prompt_length, completion_length=completion_length
+        weights,
+        tokenizer,
+        prompt_length=prompt_length,
+        completion_length=completion_length,
+        prefix=prompting.prefix,
+        stop_ids=prompting.stop_ids,
     )
     return Machinery(
-        config, task, chosen, matched, tokenizer, weights, sampler, _trainers(config, weights)
+        config, task, chosen, matched, prompting, weights, sampler, _trainers(config, weights)
     )
 
 
 def _trainers(config: Config, weights: Weights) -> dict[str, Trainer]:
-    """One compiled step for both training stages unless their optimisers differ in kind."""
+    """One compiled step for both training stages unless they differ in optimiser or adapter."""
     made: dict[Any, Trainer] = {}
     trainers = {}
     for name in ("warmup", "train"):
-        optimizer = getattr(config, name).optimizer
+        optimizer, lora = getattr(config, name).optimizer, getattr(config, name).lora
         static = (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon)
         static += (optimizer.weight_decay, optimizer.clip_norm, optimizer.muon_scale)
+        static += (lora,) if lora.rank else ()
         if static not in made:
-            made[static] = Trainer(weights, optimizer)
+            made[static] = Trainer(weights, optimizer, lora)
         trainers[name] = made[static]
     return trainers

@@ -36,6 +36,7 @@ TRAIN_RULES = dict(
     head_width=None,
     norm=None,
     layers=None,
+    rank=None,
 )
 DECODE_RULES = TRAIN_RULES | dict(embed=None)
 

@@ -6,7 +6,8 @@ stays as long as any run refers to its stage: manifests, evals, metrics by step,
 verdicts, selections and kept examples are small, and reports and `experiments.trace` read them.
 
 **What is kept.** Of a finished run the parameters (of all members) of its last `last` rounds and of
-the `best` rounds with the highest mean held-out exact match; the base counts as a round. Of a run
+the `best` rounds with the highest mean held-out exact match; the base counts as a round. Adapters
+are small and stay; for those of the rounds kept, so do the parameters below them. Of a run
 that is live (a process holds its lock), that is unfinished (its summary does not say complete) or
 that belongs to a sweep with arms not done: all that it refers to and all that it could still find
 in the store and use (`Catalogue.reach`).
@@ -127,7 +128,7 @@ def plan(catalogue: Catalogue, policy: Policy, live: set[str]) -> Plan:
             kept[run.name] = f"everything: {reasons[run.name]}"
         else:
             rounds = _chosen_rounds(run, policy)
-            needed |= _large_of(run, rounds)
+            needed |= _large_of(catalogue, run, rounds)
             kept[run.name] = _describe(rounds)
         referenced |= own
     unknown = live - {run.name for run in catalogue.runs}
@@ -215,7 +216,7 @@ def _chosen_rounds(run: Run, policy: Policy) -> dict[int, list[str]]:
     return dict(sorted(chosen.items()))
 
 
-def _large_of(run: Run, rounds: Iterable[int]) -> set[tuple[Name, str]]:
+def _large_of(catalogue: Catalogue, run: Run, rounds: Iterable[int]) -> set[tuple[Name, str]]:
     """The large files of some rounds: parameters as they were when each ended, and its samples."""
     current: list[Name] = []
     found = set()
@@ -223,9 +224,19 @@ def _large_of(run: Run, rounds: Iterable[int]) -> set[tuple[Name, str]]:
         # A round that trained nothing (its filter kept nothing) ends with the parameters before.
         current = [name for name in names if name[0] in TRAINED] or current
         if round_ in rounds:
-            found |= {(name, PARAMS_FILE) for name in current}
+            found |= {(_base(catalogue, name), PARAMS_FILE) for name in current}
             found |= {(name, SAMPLES_FILE) for name in names if name[0] == "generate"}
     return found
+
+
+def _base(catalogue: Catalogue, name: Name) -> Name:
+    """The stage whose parameters lie below an adapter; itself, where it trained everything."""
+    while name in catalogue.manifests and PARAMS_FILE not in catalogue.manifests[name].files:
+        below = catalogue.input(name, "params")
+        if below is None:
+            break
+        name = below
+    return name
 
 
 def _describe(rounds: dict[int, list[str]]) -> str:

@@ -48,6 +48,7 @@ class Artifact:
     manifest: Manifest
     store: Store
     recompute: Callable[[], None] = field(repr=False)
+    inputs: Mapping[str, Artifact] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def content(self) -> str:
@@ -204,7 +205,7 @@ class Stages:
         else:
             self._check_stop()
             compute()
-        return Artifact(self.store.manifest(stage, key), self.store, compute)
+        return Artifact(self.store.manifest(stage, key), self.store, compute, inputs)
 
     def _check_stop(self) -> None:
         if mesh_lib.any_process(self.stop_requested()):

@@ -50,6 +50,12 @@ def test_overrides_are_read_as_the_type_of_their_key():
         ({"mesh.data": "-1", "mesh.fsdp": "-1"}, "at most one −1"),
         ({"train.row_length": "4096"}, "longer than the model's 'config.model.max_length'"),
         ({"train.optimizer.warmup": "0.9", "train.optimizer.decay": "0.9"}, "exceed the whole"),
+        ({"train.lora.rank": "-1"}, "'config.train.lora.rank' must be at least 0"),
+        ({"train.lora.targets": "qeury"}, "names 'qeury': did you mean 'query'?"),
+        ({"train.lora.targets": "up,gate"}, "'config.train.lora.targets' names 'gate', and"),
+        ({"train.lora.targets": "up,up"}, "names a matrix twice"),
+        ({"train.lora.targets": ""}, "'config.train.lora.targets' names ''"),
+        ({"warmup.lora.rank": "4"}, "there is nothing in them to adapt"),
         ({"filter.name": "vote", "judge.voters": "members"}, "set 'config.members' to 2 or more"),
     ],
 )
@@ -117,6 +123,9 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
         settings = tiny.get_config()
         settings.update(variant | {"mesh": {"data": 1}})
         launch.launch(resolve(settings.to_dict()), str(tmp_path), f"variant-{index}")
+    # Not by `update`: warm-up and training are one object in that config.
+    adapted = resolve(tiny.get_config().to_dict(), {"train.lora.rank": "2", "mesh.data": "1"})
+    launch.launch(adapted, str(tmp_path), "adapted")
     every = {
         (cls.__name__, field.name)
         for cls in vars(config).values()
@@ -127,4 +136,5 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
     elsewhere = {("RetentionConfig", "last"), ("RetentionConfig", "best")}
     # Read through the config's own properties, `key_value_heads` and `sliding_layers`.
     elsewhere |= {("ModelConfig", "kv_heads"), ("ModelConfig", "pattern")}
+    elsewhere |= {("LoraConfig", "alpha")}  # likewise, through `scale`
     assert every - reads - elsewhere == {("Config", "retention")}

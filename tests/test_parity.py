@@ -223,11 +223,11 @@ def exported(params, weights) -> dict[str, np.ndarray]:
     """Our parameters under their checkpoint's names."""
     from flax import traverse_util
 
-    from karploop.models.checkpoint import _slots
+    from karploop.models.checkpoint import tensor_slots
 
     found = {}
     for path, leaf in traverse_util.flatten_dict(params["params"]).items():
-        slots = _slots(path, weights.model.config)
+        slots = tensor_slots(path, weights.model.config)
         leaves = np.asarray(leaf) if path[0] == "layers" else [np.asarray(leaf)]
         found |= {one.name: one.from_ours(x) for one, x in zip(slots, leaves, strict=True)}
     return found

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from karploop.bindings import Bindings
 from karploop.config import OptimizerConfig, resolve
+from karploop.data.prompting import Prompting
 from karploop.errors import UserError
 from karploop.machinery import prepare
 from karploop.models.decoder import packed_mask
@@ -30,7 +31,7 @@ SUMS = [(f"{a}+{b}=", str(a + b)) for a, b in itertools.product(range(8), range(
 
 @pytest.fixture(scope="module")
 def sums(tokenizer):
-    return tokenize(tokenizer, *zip(*SUMS, strict=True), row_length=24)
+    return tokenize(Prompting(tokenizer), *zip(*SUMS, strict=True), row_length=24)
 
 
 def batches_of(examples, rows=4, row_length=24, seed=0):
@@ -110,7 +111,7 @@ def test_a_batch_without_targets_gives_zero_not_nan(lossy):
 
 
 def test_targets_are_the_completion_and_its_stop_token(tokenizer):
-    [example] = tokenize(tokenizer, ["12+3="], ["15"], row_length=16)
+    [example] = tokenize(Prompting(tokenizer), ["12+3="], ["15"], row_length=16)
     batch, taken = next(pack([example], iter([0] * 3), rows=1, row_length=16))
     assert taken == [0, 0]
     learnt = batch.targets_BxL[batch.weights_BxL > 0].tolist()
@@ -119,9 +120,9 @@ def test_targets_are_the_completion_and_its_stop_token(tokenizer):
 
 
 def test_an_example_that_no_row_holds_is_refused(tokenizer):
-    assert len(tokenize(tokenizer, ["12+3="], ["15"], row_length=8)) == 1
+    assert len(tokenize(Prompting(tokenizer), ["12+3="], ["15"], row_length=8)) == 1
     with pytest.raises(UserError, match="takes 8 tokens, 'row_length' is 7.*'12\\+3=15'"):
-        tokenize(tokenizer, ["12+3="], ["15"], row_length=7)
+        tokenize(Prompting(tokenizer), ["12+3="], ["15"], row_length=7)
 
 
 @st.composite

@@ -53,7 +53,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
-        self.config = _read_json(self.path / CONFIG)
+        self.config = read_json(self.path / CONFIG)
         shards = _shards(self.path)
         self._files = {}
         for shard in shards:
@@ -121,7 +121,7 @@ def load_params(checkpoint: Checkpoint, weights: Weights) -> Any:
     layers = weights.model.config.layers
     abstract = traverse_util.flatten_dict(weights.abstract["params"])
     shardings = traverse_util.flatten_dict(weights.shardings["params"])
-    slots = {path: _slots(path, weights.model.config) for path in abstract}
+    slots = {path: tensor_slots(path, weights.model.config) for path in abstract}
     _check(checkpoint, abstract, slots, weights.model.config)
     params = {}
     for path, leaf in abstract.items():
@@ -164,7 +164,7 @@ def save_checkpoint(
         tensors = {}
         for path in shard:
             host = to_host(leaves[path]).astype(dtype)
-            slots = _slots(path, weights.model.config)
+            slots = tensor_slots(path, weights.model.config)
             for one, array in zip(slots, host if path[0] == "layers" else [host], strict=True):
                 tensors[one.name] = np.ascontiguousarray(one.from_ours(array))
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -176,9 +176,9 @@ def save_checkpoint(
         weight_map |= dict.fromkeys(tensors, name)
     if is_main() and len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_atomic(directory / INDEX, _json(index))
+        write_atomic(directory / INDEX, to_json(index))
     if is_main():
-        write_atomic(directory / CONFIG, _json(kept | written))
+        write_atomic(directory / CONFIG, to_json(kept | written))
 
 
 def _plan(weights: Weights, itemsize: int, limit: int) -> list[list[tuple[str, ...]]]:
@@ -194,7 +194,7 @@ def _plan(weights: Weights, itemsize: int, limit: int) -> list[list[tuple[str, .
     return plan
 
 
-def _slots(path: tuple[str, ...], model: ModelConfig) -> list[Slot]:
+def tensor_slots(path: tuple[str, ...], model: ModelConfig) -> list[Slot]:
     """The checkpoint's tensors that make up one parameter: one, or one a layer."""
     found = slot(path, model)
     if path[0] != "layers":
@@ -233,7 +233,7 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'")
     if (folder / INDEX).exists():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
         shards = [folder / name for name in names]
         missing = [shard.name for shard in shards if not shard.exists()]
         if missing:
@@ -247,7 +247,8 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
     return shards
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Raises UserError: there is no such file, or it is not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -256,5 +257,6 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"'{path}' is not JSON: {error}") from error
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def to_json(value: dict[str, Any]) -> bytes:
+    """Indented and in the order of the keys, so that equal values are equal files."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

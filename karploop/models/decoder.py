@@ -8,7 +8,8 @@ alone lets a decoder count) or rotary (`rope.py`).
 
 The module knows nothing of sampling or training: callers hand it tokens, a boolean attention mask
 and, when decoding, a key-value cache, and get hidden states back. The head is a separate method so
-that a caller pays for logits only at the positions it wants.
+that a caller pays for logits only at the positions it wants. Beside "params" it reads an optional
+collection "lora", which holds for some of the layers' matrices two factors of low rank (`lora.py`).
 
 Layers are either unrolled (`layers_0`, `layers_1`, …: fastest to run) or, with `scan`, one compiled
 body over parameters stacked on a leading axis (`layers`: compile time does not grow with depth).
@@ -134,6 +135,7 @@ class Attention(nn.Module):
         init = _weight(("heads", "head_width", "embed"), c.heads * c.head_width)
         out_w = self.param("out", init, (c.heads, c.head_width, c.width), jnp.float32)
         out_BxLxE = jnp.einsum("blhd,hde->ble", out_BxLxHxD, out_w.astype(c.dtype))
+        out_BxLxE = _adapted(self, "out", out_BxLxHxD, out_BxLxE, inputs=2)
         if c.out_bias:
             out_BxLxE = out_BxLxE + _bias(self, "out_bias", ("embed",), (c.width,))
         return out_BxLxE, cache
@@ -143,6 +145,7 @@ class Attention(nn.Module):
         init = _weight(("embed", axis, "head_width"), c.width)
         weight = self.param(name, init, (c.width, heads, c.head_width), jnp.float32)
         projected = jnp.einsum("ble,ehd->blhd", x_BxLxE, weight.astype(c.dtype))
+        projected = _adapted(self, name, x_BxLxE, projected)
         if c.qkv_bias:
             shape = (heads, c.head_width)
             projected = projected + _bias(self, f"{name}_bias", (axis, "head_width"), shape)
@@ -197,8 +200,23 @@ class FeedForward(nn.Module):
     def _linear(self, name: str, x: jax.Array, n_out: int, axes: tuple[str, str]) -> jax.Array:
         n_in, dtype = x.shape[-1], self.config.dtype
         weight = self.param(name, _weight(axes, n_in), (n_in, n_out), jnp.float32)
-        y = x @ weight.astype(dtype)
+        y = _adapted(self, name, x, x @ weight.astype(dtype))
         return y + _bias(self, f"{name}_bias", axes[1:], (n_out,)) if self.config.mlp_bias else y
+
+
+def _adapted(module: nn.Module, name: str, x: jax.Array, y: jax.Array, inputs: int = 1):
+    """y, the product of x and a matrix, with what the low-rank factors of that matrix add to it.
+
+    Args:
+      x: (batch, length, inputs …).
+      y: (batch, length, outputs …).
+      inputs: how many axes of x are summed over.
+    """
+    if not module.has_variable("lora", name):
+        return y
+    factors = module.get_variable("lora", name)  # R is the rank
+    low_BxLxR = jnp.tensordot(x, factors["a"].astype(x.dtype), inputs)
+    return y + jnp.tensordot(low_BxLxR, factors["b"].astype(x.dtype), 1)
 
 
 def _bias(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int, ...]):
@@ -261,7 +279,7 @@ class Decoder(nn.Module):
         if c.scan:
             self.layers = nn.scan(
                 layer,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, 0, 0),
                 length=c.layers,

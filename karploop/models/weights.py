@@ -1,8 +1,15 @@
-"""Parameters: made on the mesh, kept as safetensors, shared between stages without a copy."""
+"""Parameters: made on the mesh, kept as safetensors, shared between stages without a copy.
+
+A stage that trained everything wrote `params.safetensors`. One that trained an adapter (`lora.py`)
+wrote `adapter.safetensors`, a small file that says in its header what it was trained at and the
+SHA-256 of the parameters below it; these are the ones of the nearest stage before it, along the
+inputs called "params", that wrote them. Either file's SHA-256 identifies the parameters.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -13,12 +20,16 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import Mesh
+from safetensors import safe_open
 
-from karploop.config import ModelConfig
+from karploop.config import LoraConfig, ModelConfig
+from karploop.errors import UserError
 from karploop.mesh import DECODE_RULES, is_main, parameter_shardings, put, to_host
 from karploop.models.decoder import Decoder, packed_mask
+from karploop.models.lora import Lora, merge
 
-FILE = "params.safetensors"
+FILE, ADAPTER = "params.safetensors", "adapter.safetensors"
+_HEADER = "karploop"  # one key: the order of several in a safetensors header is not fixed
 
 
 class Weights:
@@ -33,13 +44,15 @@ class Weights:
         self.mesh = mesh
         tokens_1x1 = jnp.ones((1, 1), jnp.int32)
         self._example = (tokens_1x1, packed_mask(tokens_1x1), tokens_1x1)
-        boxed = jax.eval_shape(self._init, jax.random.key(0))
+        self.boxed = boxed = jax.eval_shape(self._init, jax.random.key(0))
         self.abstract = nn.unbox(boxed)
         self.shardings = parameter_shardings(boxed, mesh)
         self.decode_shardings = parameter_shardings(boxed, mesh, DECODE_RULES)
         self._jit_init = jax.jit(
             lambda key: nn.unbox(self._init(key)), out_shardings=self.shardings
         )
+        # The base is not donated: the next round's adapter is trained on it.
+        self._jit_merge = jax.jit(merge, static_argnums=2, out_shardings=self.shardings)
         self._live: dict[str, Any] = {}  # SHA-256 → parameters
 
     def _init(self, key):
@@ -53,31 +66,121 @@ class Weights:
         """Number of parameters."""
         return sum(x.size for x in jax.tree.leaves(self.abstract))
 
+    def merge(self, params: Any, adapter: Any, scale: float) -> Any:
+        """W + scale · a · b for every adapted matrix: a second copy of the parameters."""
+        return self._jit_merge(params, adapter, scale)
+
     def save(self, params: Any, directory: pathlib.Path) -> None:
         """Writes `params.safetensors` and keeps the buffers for whoever loads that file next."""
-        host = traverse_util.flatten_dict(to_host(params), sep="/")
-        data = safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in host.items()})
-        if is_main():
-            (directory / FILE).write_bytes(data)
-        self._live = {hashlib.sha256(data).hexdigest(): params, **_newest(self._live)}
+        data = _write(directory / FILE, params)
+        self._remember(hashlib.sha256(data).hexdigest(), params)
+
+    def save_adapter(self, adapter: Any, lora: Lora, below: Any, directory: pathlib.Path) -> None:
+        """Writes `adapter.safetensors`; `below` is the artifact that its training started from."""
+        header = {
+            "rank": lora.config.rank,
+            "alpha": lora.scale * lora.config.rank,
+            "targets": ",".join(lora.matrices),
+            "params_sha256": params_sha256(base_of(below).manifest),
+        }
+        _write(directory / ADAPTER, adapter, {_HEADER: json.dumps(header, sort_keys=True)})
 
     def load(self, artifact) -> Any:
-        """The parameters of a stage that trained; shared buffers, not to be donated."""
-        sha256 = artifact.manifest.files[FILE]["sha256"]
-        if sha256 not in self._live:
+        """The parameters of a stage that trained; shared buffers, not to be donated.
+
+        Those of an adapter are merged with what is below it, which stays on the devices as well.
+        """
+        sha256 = params_sha256(artifact.manifest)
+        if sha256 in self._live:
+            params = self._live[sha256]
+        elif params_file(artifact.manifest) == FILE:
             host = safetensors.numpy.load_file(artifact.path(FILE))
-            tree = traverse_util.unflatten_dict(host, sep="/")
-            params = jax.tree.map(put, tree, self.shardings)
-            self._live = {sha256: params, **_newest(self._live)}
-        return self._live[sha256]
+            params = jax.tree.map(put, _tree(host), self.shardings)
+        else:
+            params = self.load(base_of(artifact))
+            params = self.merge(params, *self._read_adapter(artifact))
+        self._remember(sha256, params)
+        return params
 
     def take(self, artifact) -> Any:
         """The same, given up by this object: the caller may donate the buffers."""
         params = self.load(artifact)
-        del self._live[artifact.manifest.files[FILE]["sha256"]]
+        del self._live[params_sha256(artifact.manifest)]
         return params
 
+    def load_base(self, artifact) -> Any:
+        """What lies below an adapter (or the parameters, where there is none); shared buffers.
 
-def _newest(live: dict[str, Any]) -> dict[str, Any]:
-    """At most one set of parameters besides the one being added stays on the devices."""
-    return dict(list(live.items())[:1])
+        Everything else is let go of, so that training has one set of parameters on the devices.
+        """
+        base = base_of(artifact)
+        params = self.load(base)
+        self._live = {params_sha256(base.manifest): params}
+        return params
+
+    def load_adapter(self, artifact, lora: Lora) -> Any | None:
+        """The adapter of a stage, in buffers of its own; None where it trained everything.
+
+        Raises:
+          UserError: it is one of another rank, scale or choice of matrices than `lora`.
+        """
+        if params_file(artifact.manifest) == FILE:
+            return None
+        adapter, _ = self._read_adapter(artifact, lora)
+        return adapter
+
+    def _read_adapter(self, artifact, wanted: Lora | None = None) -> tuple[Any, float]:
+        """The adapter of a stage, on the mesh, and its scale."""
+        with safe_open(artifact.path(ADAPTER), framework="numpy") as file:
+            header = json.loads(file.metadata()[_HEADER])
+            host = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        base = base_of(artifact).manifest
+        if header.pop("params_sha256") != params_sha256(base):
+            raise UserError(
+                f"the adapter of {artifact.manifest.stage}/{artifact.manifest.key} was trained on "
+                f"other parameters than those of {base.stage}/{base.key}"
+            )
+        lora = Lora(self.boxed, self.mesh, LoraConfig(**header))
+        if wanted and (lora.abstract, lora.scale) != (wanted.abstract, wanted.scale):
+            raise UserError(
+                f"the adapter of {artifact.manifest.stage}/{artifact.manifest.key} has rank "
+                f"{header['rank']}, alpha {header['alpha']} and the matrices {header['targets']}: "
+                "training goes on with the same values of 'config.train.lora' only"
+            )
+        return jax.tree.map(put, _tree(host), lora.shardings), lora.scale
+
+    def _remember(self, sha256: str, params: Any) -> None:
+        """At most one set of parameters besides the one being added stays on the devices."""
+        others = [(name, live) for name, live in self._live.items() if name != sha256]
+        self._live = {sha256: params, **dict(others[:1])}
+
+
+def params_file(manifest) -> str:
+    """The file in which a stage that trained left its parameters, or its adapter."""
+    return FILE if FILE in manifest.files else ADAPTER
+
+
+def params_sha256(manifest) -> str:
+    """The SHA-256 of that file; it tells parameters, merged or not, from all others."""
+    return manifest.files[params_file(manifest)]["sha256"]
+
+
+def base_of(artifact) -> Any:
+    """The artifact whose parameters lie below an adapter; itself, where it trained everything."""
+    while params_file(artifact.manifest) != FILE:
+        artifact = artifact.inputs["params"]
+    return artifact
+
+
+def _write(path: pathlib.Path, tree: Any, metadata: dict[str, str] | None = None) -> bytes:
+    """Writes a tree as safetensors, on the main process; returns the bytes, on all."""
+    host = traverse_util.flatten_dict(to_host(tree), sep="/")
+    arrays = {name: np.ascontiguousarray(x) for name, x in host.items()}
+    data = safetensors.numpy.save(arrays, metadata)
+    if is_main():
+        path.write_bytes(data)
+    return data
+
+
+def _tree(host: dict[str, np.ndarray]) -> Any:
+    return traverse_util.unflatten_dict(host, sep="/")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from karploop.config import EvaluateConfig
+from karploop.data.prompting import Prompting
 from karploop.data.tasks import Task
 from karploop.models.weights import Weights
 from karploop.records import HELD_OUT_FILE, Problems
@@ -20,7 +21,13 @@ EVALS_FILE, ANSWERS_FILE = "evals.json", "answers.parquet"
 
 
 def evaluate(
-    context: StageContext, *, sampler: Sampler, weights: Weights, task: Task, config: EvaluateConfig
+    context: StageContext,
+    *,
+    sampler: Sampler,
+    weights: Weights,
+    prompting: Prompting,
+    task: Task,
+    config: EvaluateConfig,
 ) -> None:
     """Measures inputs['params'] on inputs['held_out'] into `evals.json`.
 
@@ -36,9 +43,10 @@ def evaluate(
             context.check_stop()
             prompts = problems.prompts[rows.start : rows.stop]
             gold = problems.answers[rows.start : rows.stop]
+            asked = [prompting.prompt(prompt) for prompt in prompts]
             completions = sampler.complete(
                 params,
-                prompts,
+                asked,
                 list(rows),
                 context.key,
                 samples=1,
@@ -46,11 +54,12 @@ def evaluate(
                 limits=[task.max_completion_length(task.difficulty(p)) for p in prompts],
                 batch=config.batch,
             )
-            logprobs = sampler.score(params, prompts, gold, config.batch)
-            answers += [c.text for [c] in completions]
+            logprobs = sampler.score(params, asked, gold, config.batch)
+            texts = [prompting.completion(c.tokens, c.finished) for [c] in completions]
+            answers += [text for text, _ in texts]
             right += [
-                c.finished and task.verify(prompt, c.text)
-                for prompt, [c] in zip(prompts, completions, strict=True)
+                finished and task.verify(prompt, text)
+                for prompt, (text, finished) in zip(prompts, texts, strict=True)
             ]
             nll += [-float(np.mean(row, dtype=np.float64)) for row in logprobs]
             progress.advance(len(rows), tokens=sum(len(c.tokens) for [c] in completions))

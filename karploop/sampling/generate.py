@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from karploop.config import GenerateConfig
+from karploop.data.prompting import Prompting
 from karploop.data.tasks import Task
 from karploop.models.weights import Weights
 from karploop.records import PROMPTS_FILE, SAMPLES_FILE, Samples
@@ -18,6 +19,7 @@ def generate(
     *,
     sampler: Sampler,
     weights: Weights,
+    prompting: Prompting,
     task: Task,
     config: GenerateConfig,
 ) -> None:
@@ -32,7 +34,7 @@ def generate(
     def sample(rows: range):
         completions = sampler.complete(
             params,
-            [prompts["prompt"][i] for i in rows],
+            [prompting.prompt(prompts["prompt"][i]) for i in rows],
             list(rows),
             context.key,
             samples=config.samples,
@@ -43,14 +45,17 @@ def generate(
         )
         ids = np.repeat(np.array(rows), config.samples)
         flat = [c for of_prompt in completions for c in of_prompt]
+        texts, finished = zip(
+            *(prompting.completion(c.tokens, c.finished) for c in flat), strict=True
+        )
         return Samples(
             prompt_id_S=ids,
             sample_S=np.tile(np.arange(config.samples), len(rows)),
             member_S=np.full(len(flat), context.rng.member),
             difficulty_S=np.array([prompts["difficulty"][i] for i in ids]),
             prompts=[prompts["prompt"][i] for i in ids],
-            completions=[c.text for c in flat],
-            finished_S=np.array([c.finished for c in flat]),
+            completions=[text for text, _ in ends],
+            finished_S=np.array([finished for _, finished in ends]),
             tokens=[c.tokens for c in flat],
             logprobs=[c.logprobs for c in flat],
             entropy_S=np.array([c.entropy for c in flat]),

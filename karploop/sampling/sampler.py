@@ -47,6 +47,7 @@ class Sampler:
         prompt_length: int | Sequence[int],
         completion_length: int,
         prefix: Sequence[int] = (),
+        stop_ids: Sequence[int] = (),
     ):
         """Lengths are in tokens (for one token a character, in characters); the start token and
         the stop token come on top.
@@ -56,6 +57,7 @@ class Sampler:
             first needs it.
           prefix: tokens before every prompt, the start token among them, which prompts then lack;
             read once for a batch. Continuations are scored behind it too.
+          stop_ids: tokens that end a completion; empty: the tokenizer's.
         """
         self.tokenizer = tokenizer
         self.prefix = np.array(prefix, np.int32)
@@ -84,7 +86,7 @@ class Sampler:
                 max_new=self.completion_length,
                 sampling=sampling,
                 prefix_L=prefix_L if len(prefix) else None,
-                stop_ids=tokenizer.stop_ids,
+                stop_ids=tuple(stop_ids) or tokenizer.stop_ids,
                 pad_id=tokenizer.pad_id,
                 fused_steps=fused,
             )

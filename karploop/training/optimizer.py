@@ -6,7 +6,7 @@ import jax
 import optax
 import optax.contrib
 
-from karploop.config import OptimizerConfig
+from karploop.config import ADAPTABLE, OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -28,7 +28,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     AdamW decays matrices only, not norms and biases. Muon (orthogonalised momentum, arXiv
     2502.16982) takes the matrices inside the layers at `muon_scale` times the learning rate, and
     decays them; embedding, head and norm scales stay with Adam (in Nesterov's form, without decay).
-    Gradients are clipped to a global norm of `clip_norm` first.
+    An adapter's factors are matrices to both. Gradients are clipped to a global norm of `clip_norm`
+    first.
     """
     if config.name == "muon":
         direction = optax.contrib.muon(
@@ -55,7 +56,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(clip, direction)
 
 
-_MATRICES = {"embedding", "head", "query", "key", "value", "out", "up", "gate", "down"}
+_MATRICES = {"embedding", "head", *ADAPTABLE, "a", "b"}
 
 
 def _matrix_axes(params):
@@ -66,6 +67,12 @@ def _matrix_axes(params):
 
     def axes(path, x):
         name = path[-1].key
+        if name == "a":  # (inputs …, rank); `out` alone has two axes of inputs
+            first = (-3, -2) if path[-2].key == "out" else -2
+            return optax.contrib.MuonDimensionNumbers(first, -1)
+        if name == "b":  # (rank, outputs …)
+            heads = path[-2].key in ("query", "key", "value")
+            return optax.contrib.MuonDimensionNumbers(*((-3, (-2, -1)) if heads else (-2, -1)))
         if name in ("query", "key", "value"):  # (embed, heads, head width)
             return optax.contrib.MuonDimensionNumbers(-3, (-2, -1))
         if name == "out":  # (heads, head width, embed)

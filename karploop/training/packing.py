@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from karploop.data.tokenizer import Tokenizer
+from karploop.data.prompting import Prompting
 from karploop.errors import UserError
 
 
@@ -36,13 +36,13 @@ class Tokenized:
 
 
 def tokenize(
-    tokenizer: Tokenizer, prompts: Sequence[str], completions: Sequence[str], row_length: int
+    prompting: Prompting, prompts: Sequence[str], completions: Sequence[str], row_length: int
 ) -> list[Tokenized]:
     """Raises UserError for an example that no row can hold."""
     examples = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        start = tokenizer.encode_prompt(prompt)
-        tokens = [*start, *tokenizer.encode(completion), tokenizer.eos_id]
+        start, end = prompting.example(prompt, completion)
+        tokens = [*start, *end]
         if len(tokens) - 1 > row_length:
             raise UserError(
                 f"a training example takes {len(tokens) - 1} tokens, 'row_length' is {row_length}: "

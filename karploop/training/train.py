@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from karploop.config import TrainConfig
-from karploop.data.tokenizer import Tokenizer
+from karploop.data.prompting import Prompting
 from karploop.errors import RunFailed
 from karploop.mesh import barrier, to_host
-from karploop.models.weights import Weights
 from karploop.records import EXAMPLES_FILE, Examples
 from karploop.stages import StageContext
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
@@ -41,15 +40,14 @@ def train(
     context: StageContext,
     *,
     trainer: Trainer,
-    weights: Weights,
-    tokenizer: Tokenizer,
+    prompting: Prompting,
     config: TrainConfig,
 ) -> None:
     """Supervised fine-tuning; writes parameters, metrics by step, and how often each row was used.
 
-    Starts from inputs['params'], or from fresh parameters where there is no such input. Trains on
-    inputs['seed'] and on inputs['kept_0'] … 'kept_r', the selections of all rounds (accumulate,
-    arXiv 2404.01413).
+    Starts from inputs['params'], or from fresh parameters where there is no such input; an adapter
+    found there is trained further. Trains on inputs['seed'] and on inputs['kept_0'] … 'kept_r', the
+    selections of all rounds (accumulate, arXiv 2404.01413).
 
     Raises:
       Diverged: the loss became NaN or infinite; names the step and the batch's examples.
@@ -57,19 +55,19 @@ def train(
     """
     mixture = mix(context, config)
     examples = tokenize(
-        tokenizer, mixture.examples.prompts, mixture.examples.completions, config.row_length
+        prompting, mixture.examples.prompts, mixture.examples.completions, config.row_length
     )
     batches = pack(
         examples, stream(mixture.weights_N, context.numpy_rng), config.rows, config.row_length
     )
     checkpoints = open_checkpoints(context.partial, context.say)
+    given = context.inputs.get("params")
     found = checkpoints.restore(trainer.abstract)
+    frozen = trainer.parts.frozen(given)
     if found:
         start, state, log = found[0], found[1], list(found[2])
     else:
-        given = context.inputs.get("params")
-        params = weights.take(given) if given else weights.init(context.key)
-        start, state, log = 0, trainer.start(params), []
+        start, state, log = 0, trainer.start(trainer.parts.begin(given, context.key)), []
     seen_N = np.zeros(len(examples), np.int64)
     for _, rows in itertools.islice(batches, start):  # the same stream as before the interruption
         np.add.at(seen_N, rows, 1)
@@ -95,7 +93,7 @@ def train(
             batch, rows = next(batches)
             np.add.at(seen_N, rows, 1)
             rate = learning_rate(config.optimizer, step, config.steps)
-            state, metrics = trainer.step(state, batch, rate)
+            state, metrics = trainer.step(state, batch, rate, frozen)
             note = settle()
             pending = (step, metrics, rows)
             progress.advance(1, tokens=int((batch.segments_BxL > 0).sum()), note=note)
@@ -108,7 +106,7 @@ def train(
     checkpoints.wait()
     checkpoints.close()
     barrier("training finished")
-    weights.save(state.params, context.directory)
+    trainer.parts.save(state.params, given, context.directory)
     names = ["step", *Metrics._fields, "learning_rate", "tokens"]
     columns = np.array(log).T
     context.write_table(STEPS_FILE, pa.table(dict(zip(names, columns, strict=True))))

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from karploop.config import OptimizerConfig
+from karploop.config import LoraConfig, OptimizerConfig
 from karploop.mesh import batch_sharding, put, replicated
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
 from karploop.models.weights import Weights
 from karploop.training.optimizer import make_optimizer
 from karploop.training.packing import Batch
+from karploop.training.parts import make_parts
 
 
 class TrainState(NamedTuple):
-    params: Any
+    params: Any  # what is trained: all parameters, or an adapter
     opt_state: Any
 
 
@@ -42,27 +43,35 @@ def sft_loss(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.
     return loss, jnp.sum(batch.weights_BxL, where=right_BxL) / count
 
 
+_OFF = LoraConfig()
+
+
 class Trainer:
     """Optimiser state and the jitted step of one optimiser over one architecture.
 
-    All `jax.jit` calls of training stand here, with their shardings and what they donate.
+    All `jax.jit` calls of training stand here, with their shardings and what they donate: the
+    state, which holds what is trained. What is frozen is an argument of every step and is not.
     """
 
-    def __init__(self, weights: Weights, config: OptimizerConfig):
+    def __init__(self, weights: Weights, config: OptimizerConfig, lora: LoraConfig = _OFF):
+        """Raises UserError: the model lacks a matrix that `lora` names."""
         self.mesh = weights.mesh
+        self.parts = parts = make_parts(weights, lora)
         model, optimizer = weights.model, make_optimizer(config)
         whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
-        abstract = jax.eval_shape(optimizer.init, weights.abstract)
-        opt_shardings = _follow(abstract, weights.shardings, whole)
-        self.shardings = TrainState(weights.shardings, opt_shardings)
+        abstract = jax.eval_shape(optimizer.init, parts.abstract)
+        opt_shardings = _follow(abstract, parts.shardings, whole)
+        self.shardings = TrainState(parts.shardings, opt_shardings)
         self.abstract = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            TrainState(weights.abstract, abstract),
+            TrainState(parts.abstract, abstract),
             self.shardings,
         )
 
-        def step(state: TrainState, batch: Batch, rate: jax.Array):
-            loss_of = lambda params: sft_loss(model, params, batch)  # noqa: E731
+        def step(state: TrainState, frozen: Any, batch: Batch, rate: jax.Array):
+            def loss_of(trained):
+                return sft_loss(model, parts.assemble(trained, frozen), batch)
+
             (loss, accuracy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and rates
                 updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -72,21 +81,27 @@ class Trainer:
 
         self._step = jax.jit(
             step,
-            in_shardings=(self.shardings, rows, whole),
+            in_shardings=(self.shardings, parts.frozen_shardings, rows, whole),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
         )
         self._init_opt = jax.jit(optimizer.init, out_shardings=opt_shardings)
 
-    def start(self, params: Any) -> TrainState:
-        """Fresh optimiser state around `params`, which the first step donates."""
-        return TrainState(params, self._init_opt(params))
+    def start(self, trained: Any) -> TrainState:
+        """Fresh optimiser state around what is trained, which the first step donates."""
+        return TrainState(trained, self._init_opt(trained))
 
-    def step(self, state: TrainState, batch: Batch, rate: float) -> tuple[TrainState, Metrics]:
-        """One update; `state` is donated. Returns before the device has finished."""
+    def step(
+        self, state: TrainState, batch: Batch, rate: float, frozen: Any = ()
+    ) -> tuple[TrainState, Metrics]:
+        """One update; `state` is donated. Returns before the device has finished.
+
+        Args:
+          frozen: as `parts.frozen` gives it; nothing where all parameters are trained.
+        """
         rows = batch_sharding(self.mesh)
         on_device = Batch(*(put(array, rows) for array in batch))
-        return self._step(state, on_device, jnp.float32(rate))
+        return self._step(state, frozen, on_device, jnp.float32(rate))
 
 
 def _follow(opt_state: Any, shardings: Any, otherwise: NamedSharding) -> Any:
