@@ -45,9 +45,7 @@ def generate(
         )
         ids = np.repeat(np.array(rows), config.samples)
         flat = [c for of_prompt in completions for c in of_prompt]
-        texts, finished = zip(
-            *(prompting.completion(c.tokens, c.finished) for c in flat), strict=True
-        )
+        ends = [prompting.completion(c.tokens, c.finished) for c in flat]
         return Samples(
             prompt_id_S=ids,
             sample_S=np.tile(np.arange(config.samples), len(rows)),
