@@ -5,7 +5,16 @@ import sys
 import numpy as np
 import pytest
 
-from karploop.data.tasks import Copy, ReverseAddition, Task, get_task, register, task_names
+from karploop.data.tasks import (
+    Copy,
+    ReverseAddition,
+    Task,
+    get_task,
+    home_module,
+    register,
+    task_names,
+)
+from karploop.data.tokenizer import CharTokenizer
 from karploop.errors import UserError
 
 
@@ -92,6 +101,47 @@ def test_users_task_by_import_path(user_module):
     assert len(task.sample_many(np.random.default_rng(0), 2, 5)) == 5
 
 
+def test_a_task_without_an_alphabet_needs_a_pretrained_model(user_module):
+    mute = get_task(f"{user_module}:mute")
+    with pytest.raises(UserError, match="'successor' has no alphabet.*needs a pretrained model"):
+        CharTokenizer.for_tasks(Copy(), mute)
+
+
+def test_a_task_of_code_is_identified_by_its_name(user_module):
+    task = get_task(f"{user_module}:successor")
+    assert task.identity == task.name
+    assert task.answered and task.verifiable
+
+
+@pytest.mark.parametrize(
+    "name, module",
+    [
+        ("copy", None),
+        ("my_tasks:successor", "my_tasks"),
+        ("a.b:c", "a.b"),
+        ("file:x.jsonl", None),
+        ("file:gs://bucket/x.jsonl", None),
+        ("tfds/gsm8k:train?prompt=question", None),
+        ("reasoning_gym/gcd?operators=a:b", None),
+    ],
+)
+def test_only_import_paths_have_a_home_module(name, module):
+    assert home_module(name) == module
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("reasoning-gym/gcd", "did you mean 'reasoning_gym/'"),
+        ("tdfs/gsm8k:train", "did you mean 'tfds/'"),
+        ("some/where", "unknown task 'some/where'. Known tasks"),
+    ],
+)
+def test_addresses_of_unknown_kinds_suggest_the_nearest(name, message):
+    with pytest.raises(UserError, match=message):
+        get_task(name)
+
+
 @pytest.mark.parametrize(
     "path, message",
     [
@@ -99,7 +149,7 @@ def test_users_task_by_import_path(user_module):
         ("my_tasks:", "has no attribute ''"),
         ("my_tasks:Successor", "is a class"),
         ("my_tasks:number", "found int"),
-        ("my_tasks:mute", "no alphabet"),
+        ("files:x.jsonl", "did you mean 'file:'"),
         ("no_such_tasks:task", "ModuleNotFoundError.*PYTHONPATH"),
         ("my_broken_tasks:task", "SyntaxError"),
         (":task", "importing '' failed"),

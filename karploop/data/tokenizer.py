@@ -87,7 +87,17 @@ class CharTokenizer:
 
     @classmethod
     def for_tasks(cls, *tasks: Task) -> CharTokenizer:
-        """A tokenizer for all characters of `tasks`, in the order in which they first appear."""
+        """A tokenizer for all characters of `tasks`, in the order in which they first appear.
+
+        Raises:
+          UserError: a task has no alphabet.
+        """
+        for task in tasks:
+            if not task.alphabet:
+                raise UserError(
+                    f"task {task.name!r} has no alphabet to make a tokenizer of: this task needs a "
+                    "pretrained model. (A task of your own may set `alphabet` in its class.)"
+                )
         return cls("".join(dict.fromkeys(c for task in tasks for c in task.alphabet)))
 
     @property

@@ -17,17 +17,38 @@ class Task(ABC):
     Everything about a problem is computed from its prompt, so a prompt is all that needs storing.
     To add a task, subclass this, give `name` a default, set `alphabet` and write the abstract
     methods; then `register` an instance, or name it in a config as "package.module:ATTRIBUTE".
+    Problems that come from a file or another library are a `DatasetTask`.
 
     Attributes:
       name: identifies the task in configs and salts the held-out split, so that renaming a task
         draws a new split.
-      alphabet: every character that prompts and gold completions may use, each once.
+      alphabet: every character that prompts and gold completions may use, each once. Empty for
+        free text, which takes a pretrained model's tokenizer.
       min_difficulty: the smallest difficulty that has problems; difficulties have no upper end.
     """
 
     name: str
-    alphabet: ClassVar[str]
+    alphabet: ClassVar[str] = ""
     min_difficulty: ClassVar[int] = 1
+
+    @property
+    def identity(self) -> str:
+        """All that decides which problems there are, their answers included, but for the code.
+
+        The name, unless problems come from data: then what they hold enters too. Whatever is
+        computed with a task is filed under this, so that changed data never meets an old result.
+        """
+        return self.name
+
+    @property
+    def answered(self) -> bool:
+        """Whether `answer` knows the gold completion of every problem."""
+        return True
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether `verify` can judge every problem; a task without answers may still do so."""
+        return True
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, difficulty: int) -> str:

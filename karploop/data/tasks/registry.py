@@ -1,12 +1,13 @@
-"""Tasks by name: the built-in ones, registered ones, and a user's own by import path."""
+"""Tasks by name: built-in and registered ones, data by address, a user's own by import path."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable
 
+from karploop.data.tasks import from_file, from_reasoning_gym, from_tfds
 from karploop.data.tasks.addition import ForwardAddition, ReverseAddition
+from karploop.data.tasks.address import nearest
 from karploop.data.tasks.base import Task
 from karploop.data.tasks.multiplication import Multiplication
 from karploop.data.tasks.strings import Copy, Reverse
@@ -24,9 +25,20 @@ _TASKS: dict[str, Task] = {
     )
 }
 
+# How the name of a task begins whose problems are data → what makes it from the whole name.
+_SOURCES: dict[str, Callable[[str], Task]] = {
+    from_file.PREFIX: from_file.file_task,
+    from_reasoning_gym.PREFIX: from_reasoning_gym.reasoning_gym_task,
+    from_tfds.PREFIX: from_tfds.tfds_task,
+}
+_FORMS = (
+    "Data: 'file:PATH', 'reasoning_gym/NAME', 'tfds/NAME[:SPLIT]?prompt=FIELD&answer=FIELD'; "
+    "your own is named 'package.module:ATTRIBUTE'."
+)
+
 
 def task_names() -> list[str]:
-    """Names that `get_task` knows, in alphabetical order."""
+    """The built-in and registered names that `get_task` knows, in alphabetical order."""
     return sorted(_TASKS)
 
 
@@ -48,19 +60,36 @@ def register(task: Task) -> Task:
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`: a known name, or "package.module:ATTRIBUTE" for a user's own.
+    """The task called `name`: a known name, an address of data, or "package.module:ATTRIBUTE".
+
+    Addresses are described at `file_task`, `reasoning_gym_task` and `tfds_task`.
 
     Raises:
-      UserError: nothing has that name, or the import path leads to no Task.
+      UserError: nothing has that name, an address is wrong, or the import path leads to no Task.
     """
-    if ":" in name:
+    for prefix, make in _SOURCES.items():
+        if name.startswith(prefix):
+            return make(name)
+    if home_module(name) is not None:
         return _import_task(name)
     if name not in _TASKS:
+        # Of an address only the beginning can be compared: a path resembles no name.
+        head = name[: min(name.index(c) + 1 for c in ":/" if c in name)] if _address(name) else name
         raise UserError(
-            f"unknown task {name!r}{_nearest(name, _TASKS)} Known tasks: "
-            f"{', '.join(task_names())}; your own is named 'package.module:ATTRIBUTE'."
+            f"unknown task {name!r}{nearest(head, [*_TASKS, *_SOURCES])} Known tasks: "
+            f"{', '.join(task_names())}. {_FORMS}"
         )
     return _TASKS[name]
+
+
+def home_module(name: str) -> str | None:
+    """The module in a "package.module:ATTRIBUTE"; None for every other kind of name."""
+    return None if ":" not in name or _address(name) else name.partition(":")[0]
+
+
+def _address(name: str) -> bool:
+    """Whether `name` looks like an address of data, of a known kind or not."""
+    return name.startswith(tuple(_SOURCES)) or "/" in name
 
 
 def _import_task(path: str) -> Task:
@@ -70,13 +99,13 @@ def _import_task(path: str) -> Task:
     except Exception as error:  # A user's module may fail in any way, and the user can fix it.
         raise UserError(
             f"task {path!r}: importing {module_name!r} failed with {type(error).__name__}: "
-            f"{error}. Run from the folder that holds it or add that folder to PYTHONPATH; "
-            f'python -c "import {module_name}" shows the whole traceback.'
+            f"{error}{nearest(module_name + ':', _SOURCES)} Run from the folder that holds it or "
+            f'add that folder to PYTHONPATH; python -c "import {module_name}" shows the traceback.'
         ) from error
     if not hasattr(module, attribute):
         raise UserError(
             f"task {path!r}: {module_name!r} has no attribute {attribute!r}"
-            f"{_nearest(attribute, vars(module))} Write the name of a Task instance after ':'."
+            f"{nearest(attribute, vars(module))} Write the name of a Task instance after ':'."
         )
     return _check_task(getattr(module, attribute), f"task {path!r}")
 
@@ -89,15 +118,4 @@ def _check_task(task: object, where: str) -> Task:
             f"{where}: expected an instance of karploop.data.tasks.Task, found "
             f"{type(task).__name__}; subclass Task and create an instance."
         )
-    if not getattr(task, "alphabet", ""):
-        raise UserError(
-            f"{where}: task {task.name!r} has no alphabet; set `alphabet` in its class to all "
-            "characters that prompts and completions use."
-        )
     return task
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """End of a sentence about the unknown `name`: a guess at what was meant, if there is one."""
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else "."
