@@ -14,9 +14,7 @@ from absl import flags
 from karploop import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "model", None, "HF folder, .gguf file or package:NAME.", required=True
-)
+flags.DEFINE_string("model", None, "HF folder, .gguf file or package:NAME.", required=True)
 flags.DEFINE_string("input", None, "Prompts: .jsonl, .json, .parquet or -.", required=True)
 flags.DEFINE_string("output", None, "JSON lines to write, or -.", required=True)
 flags.DEFINE_integer("n", 1, "Completions of each row.")

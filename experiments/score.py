@@ -12,9 +12,7 @@ from absl import flags
 from karploop import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "model", None, "HF folder, .gguf file or package:NAME.", required=True
-)
+flags.DEFINE_string("model", None, "HF folder, .gguf file or package:NAME.", required=True)
 flags.DEFINE_string("input", None, "Rows: .jsonl, .json, .parquet or -.", required=True)
 flags.DEFINE_string("output", None, "JSON lines to write, or -.", required=True)
 flags.DEFINE_integer("batch", 8, "Rows at a time; no influence on the result.")

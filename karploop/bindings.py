@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from karploop.config import TrainConfig
 from karploop.curriculum import following, window
 from karploop.data.sources import held_out_sets, round_prompts, seed_data
+from karploop.data.tasks import home_module
 from karploop.filtering.noise import corrupt
 from karploop.filtering.select import select
 from karploop.judging.judge import judge
@@ -44,7 +45,9 @@ class Bindings:
     def __init__(self, machinery: Machinery, stages: Stages):
         self.m, self.stages, self.config = machinery, stages, machinery.config
         config, task = machinery.config, asdict(machinery.config.task)
-        self.task_modules = (type(machinery.task).__module__, *_home(config.task.name))
+        home = home_module(config.task.name)
+        self.task_modules = (type(machinery.task).__module__, *([home] if home else []))
+        task["name"] = machinery.task.identity  # with the content, where that is in a file
         self.model = {"model": asdict(config.model), "prompting": machinery.prompting.identity}
         self.where = {"name": task["name"], "held_out": task["held_out"]}
         problems = {"task": machinery.task, "held_out": config.task.held_out}

@@ -31,7 +31,9 @@ def option(default, *, low=None, high=None, choices=None):
 class TaskConfig:
     """Which problems there are, and how many of them come with labels."""
 
-    name: str = "reverse_addition"  # a registered task, or "package.module:ATTRIBUTE"
+    # A registered task, "package.module:ATTRIBUTE", or where prompts are: file:PATH,
+    # reasoning_gym/NAME?key=value, tfds/NAME:SPLIT?prompt=FIELD&answer=FIELD.
+    name: str = "reverse_addition"
     seed_difficulty: int = option(5, low=1)  # labelled problems have difficulty 1 … this
     seed_problems: int = option(20_000, low=1)  # labelled problems in all
     held_out: float = option(0.1, low=0.001, high=0.9)  # share of every difficulty never trained on

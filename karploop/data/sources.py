@@ -28,7 +28,16 @@ from karploop.stages import StageContext
 def seed_data(
     context: StageContext, *, task: Task, difficulty: int, count: int, held_out: float
 ) -> None:
-    """Labelled problems of difficulty 1 … `difficulty`, in equal numbers where there are enough."""
+    """Labelled problems of difficulty 1 … `difficulty`, in equal numbers where there are enough.
+
+    Raises:
+      UserError: the task has problems without a gold answer.
+    """
+    if not task.answered:
+        raise UserError(
+            f"task '{task.name}' has problems without a gold answer, which the labelled seed data "
+            "are made of: give every row one"
+        )
     prompts = draw_mixture(
         task,
         range(task.min_difficulty, difficulty + 1),
@@ -51,7 +60,7 @@ def seed_data(
 def held_out_sets(
     context: StageContext, *, task: Task, difficulties: Sequence[int], count: int, held_out: float
 ) -> None:
-    """Up to `count` held-out problems of each difficulty, with gold answers.
+    """Up to `count` held-out problems of each difficulty, with gold answers where there are any.
 
     A small space (one-digit sums) has fewer; one with none is left out, and said so.
     """
@@ -89,5 +98,5 @@ def _with_answers(task: Task, prompts: list[str]) -> Problems:
     return Problems(
         difficulty_S=np.array([task.difficulty(p) for p in prompts]),
         prompts=prompts,
-        answers=[task.answer(p) for p in prompts],
+        answers=[task.answer(p) for p in prompts] if task.answered else [""] * len(prompts),
     )

@@ -33,7 +33,8 @@ def evaluate(
 
     The file maps "TASK/DIFFICULTY/METRIC" to a number; the metrics are `exact_match` (share of
     greedy answers that the gold verifier accepts), `nll` (mean negative log-likelihood of the gold
-    answer, stop token included, nats a token) and `problems` (how many were asked).
+    answer, stop token included, nats a token) and `problems` (how many were asked). What a task
+    without answers or verifier cannot tell is left out.
     """
     problems = Problems.from_table(context.inputs["held_out"].table(HELD_OUT_FILE))
     params = weights.load(context.inputs["params"])
@@ -58,7 +59,7 @@ def evaluate(
             texts = [prompting.completion(c.tokens, c.finished) for [c] in completions]
             answers += [text for text, _ in texts]
             right += [
-                finished and task.verify(prompt, text)
+                finished and task.verify(prompt, text) if task.verifiable else None
                 for prompt, (text, finished) in zip(prompts, texts, strict=True)
             ]
             nll += [-float(np.mean(row, dtype=np.float64)) for row in logprobs]
@@ -69,8 +70,10 @@ def evaluate(
     evals = {}
     for difficulty, rows in sorted(by_difficulty.items()):
         prefix = f"{task.name}/{difficulty}"
-        evals[f"{prefix}/exact_match"] = float(np.mean([right[r] for r in rows]))
-        evals[f"{prefix}/nll"] = float(np.mean([nll[r] for r in rows]))
+        if task.verifiable:
+            evals[f"{prefix}/exact_match"] = float(np.mean([right[r] for r in rows]))
+        if task.answered:
+            evals[f"{prefix}/nll"] = float(np.mean([nll[r] for r in rows]))
         evals[f"{prefix}/problems"] = len(rows)
     (context.directory / EVALS_FILE).write_text(json.dumps(evals, indent=1) + "\n")
     table = pa.table({"prompt": problems.prompts, "answer": answers, "right": right, "nll": nll})

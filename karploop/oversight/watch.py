@@ -29,16 +29,15 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
     """Yield, label precision and the shape of a round's samples.
 
     `label_precision` is the share of kept rows that are right by gold, `sample_accuracy` that of
-    all rows. `distinct_answers` counts different completions a prompt, over the samples a prompt.
+    all rows; both are missing for a task that cannot judge. `distinct_answers` counts different
+    completions a prompt, over the samples a prompt.
     """
-    right_S = np.array(
-        [
-            bool(finished) and task.verify(prompt, completion)
-            for prompt, completion, finished in zip(
-                samples.prompts, samples.completions, samples.finished_S, strict=True
-            )
+    rows = zip(samples.prompts, samples.completions, samples.finished_S, strict=True)
+    right_S = np.full(len(samples), math.nan)
+    if task.verifiable:
+        right_S[:] = [
+            bool(finished) and task.verify(prompt, text) for prompt, text, finished in rows
         ]
-    )
     kept_S = selection.kept_S
     lengths_S = np.array([len(tokens) for tokens in samples.tokens])
     ids = samples.prompt_id_S.tolist()
