@@ -252,13 +252,11 @@ def test_parameters_are_gathered_once_before_the_decode_loop(make_weights, token
     weights = make_weights(fsdp=4, tensor=2, layers=1, width=64, mlp_width=128)
     sampler = Sampler(weights, tokenizer, prompt_length=3, completion_length=4)
     row = lambda *shape: jax.ShapeDtypeStruct((4, *shape), np.int32)  # noqa: E731
-    hlo = (
-        sampler._decode.lower(
-            weights.abstract, row(4), row(), row(), row(), jax.random.key(0), 1, Sampling(), 2
-        )
-        .compile()
-        .as_text()
+    key, prefix = jax.random.key(0), sampler.prefix
+    lowered = sampler._decode.lower(
+        weights.abstract, row(4), row(), row(), row(), key, prefix, 1, Sampling(), 2
     )
+    hlo = lowered.compile().as_text()
     found = computations(hlo)
     bodies = re.findall(r" while\(.*?body=%?([\w.\-]+)", hlo)
     inside = set().union(*(reachable(found, body) for body in bodies))

@@ -56,6 +56,8 @@ def test_for_tasks_joins_alphabets():
     tokenizer = CharTokenizer.for_tasks(get_task("copy"), get_task("multiplication"))
     assert tokenizer.alphabet == "0123456789=*+()"
     for name in task_names():
+        if not get_task(name).alphabet:
+            continue  # of another test: prompts that are data have none
         assert CharTokenizer.for_tasks(get_task(name)).alphabet == get_task(name).alphabet
 
 
