@@ -278,6 +278,9 @@ class Store:
             with self.workspace.try_lock(f"{stage}-{key}") as free:
                 if free:
                     self.remove_partial(stage, key)
+        elif self.local:  # the kill came before its parent, then empty, was removed too
+            with contextlib.suppress(OSError):
+                os.rmdir(self.partial(stage, key).parent)
 
     # -- locks and scratch directories: see `workspace.py` ---------------------------------
 
