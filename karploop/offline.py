@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from karploop.config import MeshConfig
 from karploop.data.rows import located_rows, to_prompt
@@ -27,6 +28,7 @@ from karploop.sampling.distributions import Sampling
 from karploop.sampling.sampler import Sampler, batches
 
 Row = dict[str, Any]
+Compute = Callable[[range], Iterator[tuple[Row, int]]]
 _SHORTEST_BUCKET = 16
 
 
@@ -64,22 +66,17 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
     Raises:
       UserError: anything wrong with model, rows or settings, before anything is compiled.
     """
-    _check(job)
-    model = LocalModel.describe(job.model, dtype=job.dtype)
-    rows, prompts = [], []
-    for where, row in located_rows(source):
-        rows.append(row)
-        prompts.append(prompt_tokens(model.tokenizer, to_prompt(row, where), where))
-        if len(prompts[-1]) >= model.config.max_length:
+
+    def read(model: LocalModel, row: Row, where: str) -> list[int]:
+        prompt = prompt_tokens(model.tokenizer, to_prompt(row, where), where)
+        if len(prompt) >= model.config.max_length:
             raise UserError(
-                f"{where}: the prompt takes {len(prompts[-1])} tokens, and the model's context of "
+                f"{where}: the prompt takes {len(prompt)} tokens, and the model's context of "
                 f"{model.config.max_length} must hold the completion too: shorten it"
             )
-    mesh = make_mesh(MeshConfig())
-    check_batch(job.batch, mesh, "--batch")
-    with _open(target, job, model, rows) as out:
-        if out.done == len(rows):
-            return
+        return prompt
+
+    def load(model: LocalModel, mesh: Mesh, rows: list[Row], prompts: list[list[int]]) -> Compute:
         weights, params = model.load(mesh)
         sampler = Sampler(
             weights,
@@ -111,7 +108,9 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
                 ]
                 yield rows[i] | {"completions": found}, sum(len(c.tokens) for c in of_row)
 
-        _work(out, rows, job.batch, complete, progress, "generate")
+        return complete
+
+    _run("generate", job, source, target, progress, read, load)
 
 
 def score(job: ScoreJob, source: str, target: str, progress: Progress) -> None:
@@ -124,23 +123,18 @@ def score(job: ScoreJob, source: str, target: str, progress: Progress) -> None:
     Raises:
       UserError: anything wrong with model, rows or settings, before anything is compiled.
     """
-    _check(job)
-    model = LocalModel.describe(job.model, dtype=job.dtype)
-    rows, pairs = [], []
-    for where, row in located_rows(source):
-        rows.append(row)
-        pairs.append(_scored(model, row, where))
-        length = sum(map(len, pairs[-1]))
+
+    def read(model: LocalModel, row: Row, where: str) -> tuple[list[int], list[int]]:
+        pair = _scored(model, row, where)
+        length = sum(map(len, pair))
         if length > model.config.max_length:
             raise UserError(
                 f"{where}: the row takes {length} tokens, more than the model's context of "
                 f"{model.config.max_length}: shorten it"
             )
-    mesh = make_mesh(MeshConfig())
-    check_batch(job.batch, mesh, "--batch")
-    with _open(target, job, model, rows) as out:
-        if out.done == len(rows):
-            return
+        return pair
+
+    def load(model: LocalModel, mesh: Mesh, rows: list[Row], pairs: list) -> Compute:
         weights, params = model.load(mesh)
         buckets = _buckets([start + end for start, end in pairs])
         sampler = Sampler(weights, model.tokenizer, prompt_length=buckets, completion_length=0)
@@ -156,7 +150,41 @@ def score(job: ScoreJob, source: str, target: str, progress: Progress) -> None:
                 added = {"logprobs": values, "sum": total}
                 yield {"tokens": pairs[i][1]} | rows[i] | added, len(values)
 
-        _work(out, rows, job.batch, score_part, progress, "score")
+        return score_part
+
+    _run("score", job, source, target, progress, read, load)
+
+
+def _run(
+    name: str,
+    job: GenerateJob | ScoreJob,
+    source: str,
+    target: str,
+    progress: Progress,
+    read: Callable[[LocalModel, Row, str], Any],
+    load: Callable[[LocalModel, Mesh, list[Row], list[Any]], Compute],
+) -> None:
+    """Reads and checks every row, then loads the model, unless all is done, and works in batches.
+
+    Args:
+      read: the tokens of a row at a place in the file; raises UserError where they do not fit.
+      load: given all of them, what computes the finished rows of a part, each with its tokens.
+    """
+    _check(job)
+    model = LocalModel.describe(job.model, dtype=job.dtype)
+    rows, encoded = [], []
+    for where, row in located_rows(source):
+        rows.append(row)
+        encoded.append(read(model, row, where))
+    mesh = make_mesh(MeshConfig())
+    check_batch(job.batch, mesh, "--batch")
+    with _open(target, job, model, rows) as out:
+        if out.done == len(rows):
+            return
+        compute = load(model, mesh, rows, encoded)
+        with progress.stage(None, name, len(rows), "rows", start=out.done) as stage:
+            for part in batches(len(rows) - out.done, job.batch):
+                _write(out, compute(range(part.start + out.done, part.stop + out.done)), stage)
 
 
 class Output:
@@ -208,19 +236,6 @@ def _open(target: str, job: Any, model: LocalModel, rows: Sequence[Row]) -> Outp
     settings = asdict(job) | {"batch": 0, "files": stamps, "tokenizer": model.tokenizer.identity}
     text = json.dumps([settings, list(rows)], sort_keys=True, default=str)
     return Output(target, hashlib.sha256(text.encode()).hexdigest())
-
-
-def _work(
-    out: Output,
-    rows: Sequence[Row],
-    batch: int,
-    compute: Callable[[range], Iterator[tuple[Row, int]]],
-    progress: Progress,
-    name: str,
-) -> None:
-    with progress.stage(None, name, len(rows), "rows", start=out.done) as stage:
-        for part in batches(len(rows) - out.done, batch):
-            _write(out, compute(range(part.start + out.done, part.stop + out.done)), stage)
 
 
 def _write(out: Output, rows: Iterator[tuple[Row, int]], stage: Stage) -> None:
