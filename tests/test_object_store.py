@@ -21,6 +21,7 @@ import boto3  # noqa: E402
 from etils import epath  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
 from processes import RUN, Loop, Outcome, finish  # noqa: E402
+from said import Said  # noqa: E402
 
 from karploop import locks  # noqa: E402
 from karploop.data.rows import read_rows  # noqa: E402
@@ -67,16 +68,6 @@ def new_machine(folder: pathlib.Path, monkeypatch) -> pathlib.Path:
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     return folder
-
-
-class Said(list):
-    """Remembers what a store says."""
-
-    def __call__(self, text: str) -> None:
-        self.append(text)
-
-    def __contains__(self, part: object) -> bool:
-        return any(str(part) in text for text in self)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import time
 
 import pyarrow as pa
 import pytest
+from said import Said
 
 from karploop.errors import UserError
 from karploop.files import write_atomic
@@ -36,16 +37,6 @@ IDENTITY = dict(
     inputs={"params": {"stage": "warmup", "key": "k", "content": "c"}},
     rng={"seed": 0, "member": 0, "round": 1},
 )
-
-
-class Said(list):
-    """Remembers what a store says."""
-
-    def __call__(self, text: str) -> None:
-        self.append(text)
-
-    def __contains__(self, part: object) -> bool:
-        return any(str(part) in text for text in self)
 
 
 @pytest.fixture
