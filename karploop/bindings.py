@@ -18,6 +18,7 @@ from karploop.filtering.noise import corrupt
 from karploop.filtering.select import select
 from karploop.judging.judge import judge
 from karploop.machinery import Machinery
+from karploop.models.weights import take_in
 from karploop.oversight.evaluate import EVALS_FILE, evaluate
 from karploop.oversight.watch import WATCH_FILE, watch
 from karploop.records import SELECTION_FILE, Samples, Selection
@@ -48,7 +49,11 @@ class Bindings:
         home = home_module(config.task.name)
         self.task_modules = (type(machinery.task).__module__, *([home] if home else []))
         task["name"] = machinery.task.identity  # with the content, where that is in a file
-        self.model = {"model": asdict(config.model), "prompting": machinery.prompting.identity}
+        policy = machinery.policy
+        self.model = {"model": asdict(policy.config), "prompting": policy.prompting.identity}
+        # How long a completion may get is the task's choice, or else a setting.
+        self.asked = self.model | ({"new": policy.completion_length} if policy.role else {})
+        self.limit = functools.partial(policy.limit, machinery.task)
         self.where = {"name": task["name"], "held_out": task["held_out"]}
         problems = {"task": machinery.task, "held_out": config.task.held_out}
         self.problems = problems
@@ -56,11 +61,12 @@ class Bindings:
             "seed",
             functools.partial(
                 seed_data,
-                **problems,
-                difficulty=config.task.seed_difficulty,
-                count=config.task.seed_problems,
+                task=machinery.task,
+                config=config.task,
+                prompting=policy.prompting,
+                labelled=policy.labelled,
             ),
-            config=task,
+            config=task | ({"prompting": policy.prompting.identity} if policy.role else {}),
             inputs={},
             rng=self._rng(BASE),
         )
@@ -88,7 +94,24 @@ class Bindings:
     def _run(self, *args, **kwargs) -> Artifact:
         return self.stages.run(*args, modules=self.task_modules, **kwargs)
 
-    def warmup(self, member: int) -> Artifact:
+    @property
+    def origin(self) -> str:
+        """The stage that the base comes from."""
+        return "import" if self.m.policy.role else "warmup"
+
+    def base(self, member: int) -> Artifact:
+        """Parameters to start from: a published checkpoint's, or those of a warm-up."""
+        role = self.m.policy.role
+        if role:
+            files = role.files()
+            return self.stages.run(
+                "import",
+                functools.partial(take_in, files=files),
+                config={"files": files} | self.model,
+                inputs={},
+                rng=self._rng(BASE),
+                keyed=False,
+            )
         return self._train("warmup", self.config.warmup, BASE, member, {"seed": self.seed})
 
     def train(self, index: int, member: int, params: Artifact, kept: list[Artifact]) -> Artifact:
@@ -100,7 +123,7 @@ class Bindings:
         function = functools.partial(
             train,
             trainer=self.m.trainers[name],
-            prompting=self.m.prompting,
+            prompting=self.m.policy.prompting,
             config=config,
         )
         settings = asdict(config)
@@ -118,12 +141,19 @@ class Bindings:
     def prompts(self, index: int, newest: int) -> Artifact:
         difficulties = window(self.config, newest)
         count = self.config.generate.prompts
+        shown = list(self.m.policy.labelled or ())[: self.config.prompt.shots]
         return self._run(
             "prompts",
             functools.partial(
-                round_prompts, **self.problems, difficulties=difficulties, count=count
+                round_prompts,
+                **self.problems,
+                difficulties=difficulties,
+                count=count,
+                shown=shown,
             ),
-            config=self.where | {"difficulties": difficulties, "prompts": count},
+            config=self.where
+            | {"difficulties": difficulties, "prompts": count}
+            | ({"shown": shown} if shown else {}),
             inputs={},
             rng=self._rng(index),
         )
@@ -140,11 +170,11 @@ class Bindings:
                 generate,
                 sampler=self.m.sampler,
                 weights=self.m.weights,
-                prompting=self.m.prompting,
-                task=self.m.task,
+                prompting=self.m.policy.prompting,
+                limit=self.limit,
                 config=self.config.generate,
             ),
-            config=settings | self.model | {"task": self.where["name"]},
+            config=settings | self.asked | {"task": self.where["name"]},
             inputs={"prompts": prompts, "params": params},
             rng=self._rng(index, member),
         )
@@ -230,11 +260,12 @@ class Bindings:
                 evaluate,
                 sampler=self.m.sampler,
                 weights=self.m.weights,
-                prompting=self.m.prompting,
+                prompting=self.m.policy.prompting,
                 task=self.m.task,
+                limit=self.limit,
                 config=self.config.evaluate,
             ),
-            config=self.model | {"task": self.where["name"]},
+            config=self.asked | {"task": self.where["name"]},
             inputs={"params": params, "held_out": self.held_out},
             rng=self._rng(index),
             keyed=False,

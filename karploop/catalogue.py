@@ -21,7 +21,7 @@ from karploop.errors import UserError
 from karploop.store import Corrupt, Manifest, Store
 
 Name = tuple[str, str]  # stage and key
-TRAINED = ("warmup", "train")  # stages that write parameters
+TRAINED = ("warmup", "import", "train")  # stages that write parameters, or say where they are
 SEED = "seed"  # stage of the labelled rows, and their `source` in rows.parquet
 
 

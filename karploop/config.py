@@ -98,6 +98,34 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class RoleConfig:
+    """What a role is bound to."""
+
+    # A Hugging Face folder, a .gguf file or package:NAME. Empty: trained from scratch by `warmup`.
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class RolesConfig:
+    """The named models of a run."""
+
+    policy: RoleConfig = RoleConfig()
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a published model is asked. One trained from scratch reads problems as they are."""
+
+    shots: int = option(0, low=0)  # solved examples before every prompt that is sampled from
+    instruction: str = ""  # before the examples
+    question: str = "{prompt}"
+    answer: str = "{answer}"  # right behind the question; often with a space in front
+    separator: str = "\n\n"  # between instruction, examples and question
+    stop: str = ""  # where a completion ends besides the model's own stop tokens; empty: nowhere
+    max_new_tokens: int = option(64, low=2)  # of a completion, its stop token included
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """Devices by axis; −1 on one axis takes all that the others leave."""
 
@@ -242,7 +270,9 @@ class Config:
     rounds: int = option(5, low=0)
     members: int = option(1, low=1)  # independently seeded models; votes may be taken over them
     task: TaskConfig = TaskConfig()
+    roles: RolesConfig = RolesConfig()
     model: ModelConfig = ModelConfig()
+    prompt: PromptConfig = PromptConfig()
     mesh: MeshConfig = MeshConfig()
     warmup: TrainConfig = TrainConfig(steps=3000)
     generate: GenerateConfig = GenerateConfig()

@@ -1,4 +1,4 @@
-"""The loop: warm up, then generate → judge → filter → train → evaluate, round after round.
+"""The loop: a base, then generate → judge → filter → train → evaluate, round after round.
 
 `run` reads top to bottom. Each line of a round is one stage: a function of its own sub-config, its
 inputs and a key, found in the store or computed (`bindings.py`, `stages.py`). There is no other
@@ -32,8 +32,8 @@ def run(
     """
     config = machinery.config
     loop = Bindings(machinery, stages)
-    params = {member: loop.warmup(member) for member in range(config.members)}
-    after_round(loop.finish(BASE, by_member("warmup", params), params[0]))
+    params = {member: loop.base(member) for member in range(config.members)}
+    after_round(loop.finish(BASE, by_member(loop.origin, params), params[0]))
     kept: list[Artifact] = []
     newest = curriculum.first(config)
     for index in range(config.rounds):

@@ -12,12 +12,20 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
+from etils import epath
 from jax.sharding import Mesh
 
 from karploop.config import ModelConfig
 from karploop.data.pretrained import PretrainedTokenizer, check_fits, load_tokenizer
 from karploop.errors import UserError
-from karploop.models.checkpoint import Checkpoint, load_params, model_config, open_checkpoint
+from karploop.files import file_sha256
+from karploop.models.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    load_params,
+    model_config,
+    open_checkpoint,
+)
 from karploop.models.weights import Weights
 
 _PACKAGE = "package:"
@@ -59,6 +67,13 @@ class LocalModel:
         """The architecture on the mesh, and its parameters."""
         weights = Weights(self.config, self.vocabulary, mesh)
         return weights, load_params(self.checkpoint, weights)
+
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of every file that decides the parameters, by name."""
+        if self.path.is_file():
+            return {self.path.name: file_sha256(epath.Path(self.path))}
+        paths = [self.path / CONFIG, *sorted(self.path.glob("*.safetensors"))]
+        return {path.name: file_sha256(epath.Path(path)) for path in paths}
 
 
 def _from_package(name: str) -> pathlib.Path:

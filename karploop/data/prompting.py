@@ -24,19 +24,26 @@ class Prompting:
       identity: SHA-256 (hex) of everything that decides the tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, shots: FewShot | None = None):
-        self.tokenizer, self._shots = tokenizer, shots
+    def __init__(
+        self, tokenizer: Tokenizer, shots: FewShot | None = None, answer: str = "{answer}"
+    ):
+        """`answer` is how a gold answer is written as a completion."""
+        self.tokenizer, self._shots, self._answer = tokenizer, shots, answer
         header = shots.header() if shots else ""
         self.prefix = tuple(tokenizer.encode_prompt(header)) if header else ()
         holding = tokenizer.holding(shots.stop) if shots and shots.stop else ()
         self.stop_ids = tuple(dict.fromkeys([*tokenizer.stop_ids, *holding]))
-        settings = [tokenizer.identity, asdict(shots) if shots else None]
+        settings = [tokenizer.identity, asdict(shots) if shots else None, answer]
         self.identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def prompt(self, text: str) -> list[int]:
         """Tokens of a prompt to sample from, which follow `prefix`."""
         text = self._ask(text)
         return self.tokenizer.encode(text) if self.prefix else self.tokenizer.encode_prompt(text)
+
+    def gold(self, answer: str) -> str:
+        """A gold answer as the completion that gives it."""
+        return self._answer.replace("{answer}", answer)
 
     def example(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """Tokens of a training row: the prompt without examples; the completion and its stop."""

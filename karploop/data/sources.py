@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from karploop.config import TaskConfig
 from karploop.data.problems import draw, draw_mixture
+from karploop.data.prompting import Prompting
 from karploop.data.tasks import Task
 from karploop.errors import UserError
 from karploop.records import (
@@ -25,10 +27,33 @@ from karploop.records import (
 from karploop.stages import StageContext
 
 
+def labelled_prompts(
+    task: Task, config: TaskConfig, rng: np.random.Generator | None = None
+) -> list[str]:
+    """Prompts of the problems that come with labels, of difficulty 1 … the seed difficulty.
+
+    In equal numbers for each where there are enough; never a held-out one. Without `rng` they are
+    the same for every seed of a run.
+    """
+    return draw_mixture(
+        task,
+        range(task.min_difficulty, config.seed_difficulty + 1),
+        config.seed_problems,
+        held_out=False,
+        fraction=config.held_out,
+        rng=rng or np.random.default_rng(0),
+    )
+
+
 def seed_data(
-    context: StageContext, *, task: Task, difficulty: int, count: int, held_out: float
+    context: StageContext,
+    *,
+    task: Task,
+    config: TaskConfig,
+    prompting: Prompting,
+    labelled: Sequence[str] | None,
 ) -> None:
-    """Labelled problems of difficulty 1 … `difficulty`, in equal numbers where there are enough.
+    """The labelled problems with their gold completions; drawn here unless `labelled` names them.
 
     Raises:
       UserError: the task has problems without a gold answer.
@@ -38,18 +63,11 @@ def seed_data(
             f"task '{task.name}' has problems without a gold answer, which the labelled seed data "
             "are made of: give every row one"
         )
-    prompts = draw_mixture(
-        task,
-        range(task.min_difficulty, difficulty + 1),
-        count,
-        held_out=False,
-        fraction=held_out,
-        rng=context.numpy_rng,
-    )
+    prompts = labelled or labelled_prompts(task, config, context.numpy_rng)
     problems = _with_answers(task, prompts)
     examples = Examples(
         prompts=problems.prompts,
-        completions=problems.answers,
+        completions=[prompting.gold(answer) for answer in problems.answers],
         difficulty=problems.difficulty_S,
         source=["seed"] * len(problems),
         row=np.arange(len(problems)),
@@ -82,11 +100,26 @@ def held_out_sets(
 
 
 def round_prompts(
-    context: StageContext, *, task: Task, difficulties: Sequence[int], count: int, held_out: float
+    context: StageContext,
+    *,
+    task: Task,
+    difficulties: Sequence[int],
+    count: int,
+    held_out: float,
+    shown: Sequence[str] = (),
 ) -> None:
-    """New prompts, in equal numbers for each difficulty, without answers; never a held-out one."""
+    """New prompts, in equal numbers for each difficulty, without answers; never a held-out one.
+
+    Nor one of `shown`, the solved examples that stand before every prompt.
+    """
     prompts = draw_mixture(
-        task, difficulties, count, held_out=False, fraction=held_out, rng=context.numpy_rng
+        task,
+        difficulties,
+        count,
+        held_out=False,
+        fraction=held_out,
+        rng=context.numpy_rng,
+        exclude=frozenset(shown),
     )
     if len(prompts) < count:
         context.say(f"prompts: only {len(prompts)} of the {count} wanted exist")

@@ -3,7 +3,9 @@
 A stage that trained everything wrote `params.safetensors`. One that trained an adapter (`lora.py`)
 wrote `adapter.safetensors`, a small file that says in its header what it was trained at and the
 SHA-256 of the parameters below it; these are the ones of the nearest stage before it, along the
-inputs called "params", that wrote them. Either file's SHA-256 identifies the parameters.
+inputs called "params", that wrote them. A published checkpoint is not copied: the stage that took
+it in wrote `source.json`, the SHA-256 of each of its files. Any of the three identifies parameters
+by its own SHA-256.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -27,8 +30,9 @@ from karploop.errors import UserError
 from karploop.mesh import DECODE_RULES, is_main, parameter_shardings, put, to_host
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.lora import Lora, merge
+from karploop.stages import StageContext
 
-FILE, ADAPTER = "params.safetensors", "adapter.safetensors"
+FILE, ADAPTER, SOURCE = "params.safetensors", "adapter.safetensors", "source.json"
 _HEADER = "karploop"  # one key: the order of several in a safetensors header is not fixed
 
 
@@ -39,8 +43,16 @@ class Weights:
     the previous stage trained or sampled from gets those very buffers; nothing is read or moved.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int, mesh: Mesh):
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: int,
+        mesh: Mesh,
+        source: Callable[[Weights], Any] | None = None,
+    ):
+        """`source` reads the published checkpoint that the run starts from, if it does."""
         self.model = Decoder(config, vocabulary)
+        self._source = source
         self.mesh = mesh
         tokens_1x1 = jnp.ones((1, 1), jnp.int32)
         self._example = (tokens_1x1, packed_mask(tokens_1x1), tokens_1x1)
@@ -93,6 +105,8 @@ class Weights:
         sha256 = params_sha256(artifact.manifest)
         if sha256 in self._live:
             params = self._live[sha256]
+        elif params_file(artifact.manifest) == SOURCE:
+            params = self._source(self)  # whose files' hashes are the stage's key
         elif params_file(artifact.manifest) == FILE:
             host = safetensors.numpy.load_file(artifact.path(FILE))
             params = jax.tree.map(put, _tree(host), self.shardings)
@@ -124,7 +138,7 @@ class Weights:
         Raises:
           UserError: it is one of another rank, scale or choice of matrices than `lora`.
         """
-        if params_file(artifact.manifest) == FILE:
+        if params_file(artifact.manifest) != ADAPTER:
             return None
         adapter, _ = self._read_adapter(artifact, lora)
         return adapter
@@ -155,9 +169,19 @@ class Weights:
         self._live = {sha256: params, **dict(others[:1])}
 
 
+def take_in(context: StageContext, *, files: dict[str, str]) -> None:
+    """The stage that lets a run start from a published checkpoint: keeps what its files were.
+
+    Args:
+      files: SHA-256 of each, by name.
+    """
+    data = (json.dumps(files, indent=1, sort_keys=True) + "\n").encode()
+    (context.directory / SOURCE).write_bytes(data)
+
+
 def params_file(manifest) -> str:
-    """The file in which a stage that trained left its parameters, or its adapter."""
-    return FILE if FILE in manifest.files else ADAPTER
+    """The file in which a stage left parameters, an adapter, or where parameters come from."""
+    return next(name for name in (FILE, SOURCE, ADAPTER) if name in manifest.files)
 
 
 def params_sha256(manifest) -> str:
@@ -167,7 +191,7 @@ def params_sha256(manifest) -> str:
 
 def base_of(artifact) -> Any:
     """The artifact whose parameters lie below an adapter; itself, where it trained everything."""
-    while params_file(artifact.manifest) != FILE:
+    while params_file(artifact.manifest) == ADAPTER:
         artifact = artifact.inputs["params"]
     return artifact
 

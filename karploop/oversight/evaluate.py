@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ def evaluate(
     weights: Weights,
     prompting: Prompting,
     task: Task,
+    limit: Callable[[int], int],
     config: EvaluateConfig,
 ) -> None:
     """Measures inputs['params'] on inputs['held_out'] into `evals.json`.
@@ -43,7 +45,7 @@ def evaluate(
         for rows in batches(len(problems), config.batch):
             context.check_stop()
             prompts = problems.prompts[rows.start : rows.stop]
-            gold = problems.answers[rows.start : rows.stop]
+            gold = [prompting.gold(a) for a in problems.answers[rows.start : rows.stop]]
             asked = [prompting.prompt(prompt) for prompt in prompts]
             completions = sampler.complete(
                 params,
@@ -52,7 +54,7 @@ def evaluate(
                 context.key,
                 samples=1,
                 sampling=GREEDY,
-                limits=[task.max_completion_length(task.difficulty(p)) for p in prompts],
+                limits=[limit(task.difficulty(prompt)) for prompt in prompts],
                 batch=config.batch,
             )
             logprobs = sampler.score(params, asked, gold, config.batch)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from karploop.config import GenerateConfig
 from karploop.data.prompting import Prompting
-from karploop.data.tasks import Task
 from karploop.models.weights import Weights
 from karploop.records import PROMPTS_FILE, SAMPLES_FILE, Samples
 from karploop.sampling.distributions import Sampling
@@ -20,12 +21,13 @@ def generate(
     sampler: Sampler,
     weights: Weights,
     prompting: Prompting,
-    task: Task,
+    limit: Callable[[int], int],
     config: GenerateConfig,
 ) -> None:
     """Samples from inputs['params'] on inputs['prompts'] into `samples.parquet` (Samples).
 
-    Of the task it uses how long an answer may be, and nothing else.
+    Args:
+      limit: most tokens of a completion, without its stop token, by the prompt's difficulty.
     """
     prompts = context.inputs["prompts"].table(PROMPTS_FILE).to_pydict()
     params = weights.load(context.inputs["params"])
@@ -39,7 +41,7 @@ def generate(
             context.key,
             samples=config.samples,
             sampling=sampling,
-            limits=[task.max_completion_length(prompts["difficulty"][i]) for i in rows],
+            limits=[limit(prompts["difficulty"][i]) for i in rows],
             batch=config.batch,
             fused_steps=config.fused_steps,
         )
