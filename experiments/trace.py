@@ -115,13 +115,14 @@ def _verdict_line(verdict: Trace) -> str:
 def _params_tree(trace: Trace) -> Tree:
     params = trace["params"]
     chain = [_training_tree(link) for link in trace["chain"]]
-    ending = (
-        "fresh parameters"
-        if trace["chain_complete"]
-        else (
+    ending = [("fresh parameters", [])]
+    if trace["chain"][-1]["checkpoint"]:
+        ending = []
+    elif not trace["chain_complete"]:
+        gone = (
             "parameters no longer in the store: that stage was computed again with another result"
         )
-    )
+        ending = [(gone, [])]
     generated = [
         (f"{_title(g)}: {_number(g['samples'])} samples{_collected(g)}", [_runs_leaf(g)])
         for g in trace["generated"]
@@ -134,7 +135,7 @@ def _params_tree(trace: Trace) -> Tree:
     branches = [
         (f"sha256   {params['params_sha256']}", []),
         (f"used by  {_names(params['runs'])}", []),
-        ("trained, newest first", [*chain, (ending, [])]),
+        ("trained, newest first", [*chain, *ending]),
         (f"generated{'' if generated else '  nothing'}", generated),
         (f"measured{'' if evaluated else '  never'}", evaluated),
         (f"trained on from here  {_sets(children)}", children),
@@ -145,6 +146,9 @@ def _params_tree(trace: Trace) -> Tree:
 
 
 def _training_tree(link: Trace) -> Tree:
+    if link["checkpoint"]:
+        files = [(f"{name}   sha256 {sha}", []) for name, sha in link["checkpoint"].items()]
+        return f"{_params_line(link)}, a published checkpoint", [*files, _runs_leaf(link)]
     rows = [(_rows_line(r), []) for r in link["rows"] or []]
     filters = [(_filter_line(f), []) for f in link["filters"]]
     rows = rows or [("rows.parquet was collected", [])]

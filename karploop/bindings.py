@@ -12,21 +12,23 @@ from dataclasses import asdict, dataclass
 
 from karploop.config import TrainConfig
 from karploop.curriculum import following, window
-from karploop.data.sources import held_out_sets, round_prompts, seed_data
+from karploop.data.sources import OVERLAPS_FILE, held_out_sets, round_prompts, seed_data
 from karploop.data.tasks import home_module
 from karploop.filtering.noise import corrupt
 from karploop.filtering.select import select
+from karploop.fingerprint import fingerprint
 from karploop.judging.judge import judge
 from karploop.machinery import Machinery
 from karploop.models.weights import take_in
 from karploop.oversight.evaluate import EVALS_FILE, evaluate
 from karploop.oversight.watch import WATCH_FILE, watch
-from karploop.records import SELECTION_FILE, Samples, Selection
+from karploop.records import EXAMPLES_FILE, SELECTION_FILE, Samples, Selection
 from karploop.sampling.generate import generate
 from karploop.stages import Artifact, Rng, Stages
 from karploop.training.train import train
 
 BASE = -1  # the round before the first
+IMPORTING = ("karploop.models.checkpoint", "karploop.models.gguf")  # what reads checkpoints
 
 
 @dataclass
@@ -55,37 +57,34 @@ class Bindings:
         self.asked = self.model | ({"new": policy.completion_length} if policy.role else {})
         self.limit = functools.partial(policy.limit, machinery.task)
         self.where = {"name": task["name"], "held_out": task["held_out"]}
-        problems = {"task": machinery.task, "held_out": config.task.held_out}
-        self.problems = problems
+        measured = {
+            "difficulties": config.evaluate.difficulties,
+            "problems": config.evaluate.problems,
+        }
+        self.held_out = self._run(
+            "held_out",
+            functools.partial(held_out_sets, task=machinery.task, config=config),
+            config=self.where | measured,
+            inputs={},
+            rng=self._rng(BASE),
+            keyed=False,
+        )
         self.seed = self._run(
             "seed",
             functools.partial(
                 seed_data,
                 task=machinery.task,
-                config=config.task,
+                config=config,
                 prompting=policy.prompting,
                 labelled=policy.labelled,
             ),
-            config=task | ({"prompting": policy.prompting.identity} if policy.role else {}),
+            # What is held out decides what is left.
+            config=task
+            | measured
+            | ({"prompting": policy.prompting.identity} if policy.role else {}),
             inputs={},
             rng=self._rng(BASE),
-        )
-        self.held_out = self._run(
-            "held_out",
-            functools.partial(
-                held_out_sets,
-                **problems,
-                difficulties=config.evaluate.difficulties,
-                count=config.evaluate.problems,
-            ),
-            config=self.where
-            | {
-                "difficulties": config.evaluate.difficulties,
-                "problems": config.evaluate.problems,
-            },
-            inputs={},
-            rng=self._rng(BASE),
-            keyed=False,
+            keyed=policy.labelled is None,
         )
 
     def _rng(self, index: int, member: int = 0) -> Rng:
@@ -103,11 +102,11 @@ class Bindings:
         """Parameters to start from: a published checkpoint's, or those of a warm-up."""
         role = self.m.policy.role
         if role:
-            files = role.files()
+            source = {"files": role.files(), "code": fingerprint(*IMPORTING)}
             return self.stages.run(
                 "import",
-                functools.partial(take_in, files=files),
-                config={"files": files} | self.model,
+                functools.partial(take_in, **source),
+                config=source | self.model,
                 inputs={},
                 rng=self._rng(BASE),
                 keyed=False,
@@ -141,12 +140,13 @@ class Bindings:
     def prompts(self, index: int, newest: int) -> Artifact:
         difficulties = window(self.config, newest)
         count = self.config.generate.prompts
-        shown = list(self.m.policy.labelled or ())[: self.config.prompt.shots]
+        shown = list(self.m.policy.shown)
         return self._run(
             "prompts",
             functools.partial(
                 round_prompts,
-                **self.problems,
+                task=self.m.task,
+                held_out=self.config.task.held_out,
                 difficulties=difficulties,
                 count=count,
                 shown=shown,
@@ -154,7 +154,7 @@ class Bindings:
             config=self.where
             | {"difficulties": difficulties, "prompts": count}
             | ({"shown": shown} if shown else {}),
-            inputs={},
+            inputs={"held_out": self.held_out},
             rng=self._rng(index),
         )
 
@@ -242,6 +242,10 @@ class Bindings:
             keyed=False,
         )
 
+    def anything_to_train_on(self, kept: list[Artifact]) -> bool:
+        """Whether there are labelled rows, or rows of earlier rounds."""
+        return any(a.table(EXAMPLES_FILE).num_rows for a in [self.seed, *kept])
+
     def next_difficulty(
         self, newest: int, samples: dict[int, Artifact], selection: Artifact
     ) -> int:
@@ -251,9 +255,22 @@ class Bindings:
         return following(self.config, newest, rows.difficulty_S, kept_S)
 
     def finish(
-        self, index: int, done: dict[str, Artifact], params: Artifact, stopped: str = ""
+        self,
+        index: int,
+        done: dict[str, Artifact],
+        params: Artifact,
+        base: Artifact,
+        stopped: str = "",
     ) -> Round:
-        """Measures the first member's parameters and closes the round."""
+        """Measures the first member's parameters, against those it began with, and closes the
+        round."""
+        inputs, sampled = {"params": params, "held_out": self.held_out}, {}
+        if self.config.evaluate.samples:
+            sampled = {
+                "samples": self.config.evaluate.samples,
+                "temperature": self.config.evaluate.temperature,
+            }
+            inputs |= {} if index == BASE else {"base": base}
         evaluated = self._run(
             "evaluate",
             functools.partial(
@@ -265,12 +282,16 @@ class Bindings:
                 limit=self.limit,
                 config=self.config.evaluate,
             ),
-            config=self.asked | {"task": self.where["name"]},
-            inputs={"params": params, "held_out": self.held_out},
+            config=self.asked | {"task": self.where["name"]} | sampled,
+            inputs=inputs,
             rng=self._rng(index),
             keyed=False,
         )
-        metrics = json.loads(done["watch"].path(WATCH_FILE).read_text()) if "watch" in done else {}
+        metrics = {}
+        if index != BASE:
+            metrics = json.loads(done["watch"].path(WATCH_FILE).read_text())
+            overlaps = json.loads(done["prompts"].path(OVERLAPS_FILE).read_text())
+            metrics |= {f"overlap/{kind}": float(count) for kind, count in overlaps.items()}
         evals = json.loads(evaluated.path(EVALS_FILE).read_text())
         shared = {"seed": self.seed, "held_out": self.held_out} if index == BASE else {}
         return Round(index, shared | done | {"evaluate": evaluated}, evals, metrics, stopped)

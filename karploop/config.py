@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class TaskConfig:
     # reasoning_gym/NAME?key=value, tfds/NAME:SPLIT?prompt=FIELD&answer=FIELD.
     name: str = "reverse_addition"
     seed_difficulty: int = option(5, low=1)  # labelled problems have difficulty 1 … this
-    seed_problems: int = option(20_000, low=1)  # labelled problems in all
+    # Labelled problems in all. A published model learns from those it is shown as examples, or
+    # from none with 0.
+    seed_problems: int = option(20_000, low=0)
     held_out: float = option(0.1, low=0.001, high=0.9)  # share of every difficulty never trained on
 
 
@@ -116,11 +119,12 @@ class RolesConfig:
 class PromptConfig:
     """How a published model is asked. One trained from scratch reads problems as they are."""
 
+    chat: bool = False  # by the model's chat template; else in plain text
     shots: int = option(0, low=0)  # solved examples before every prompt that is sampled from
-    instruction: str = ""  # before the examples
+    instruction: str = ""  # before the examples; in a chat, the system's message
     question: str = "{prompt}"
     answer: str = "{answer}"  # right behind the question; often with a space in front
-    separator: str = "\n\n"  # between instruction, examples and question
+    separator: str = "\n\n"  # between instruction, examples and question; not in a chat
     stop: str = ""  # where a completion ends besides the model's own stop tokens; empty: nowhere
     max_new_tokens: int = option(64, low=2)  # of a completion, its stop token included
 
@@ -202,7 +206,7 @@ class GenerateConfig:
 
     prompts: int = option(2048, low=1)
     samples: int = option(1, low=1)  # completions a prompt
-    difficulty_step: int = option(1, low=0)  # 0 keeps sampling at the seed difficulty
+    difficulty_step: int = option(1, low=0)  # 0 keeps sampling up to the seed difficulty
     max_difficulty: int = option(0, low=0)  # where the curriculum ends; 0: nowhere
     spread: int = option(1, low=1)  # difficulties a round: the newest and those just below it
     advance: float = option(0.0, low=0.0, high=1.0)  # yield at the newest that unlocks the next
@@ -230,6 +234,7 @@ class FilterConfig:
     slack: int = option(1, low=0)  # length: characters a completion may lack to the batch's longest
     rate: float = option(0.5, low=0.0, high=1.0)  # random: share kept, unless `match` is set
     match: str = ""  # random: keep as many rows as this other filter would
+    pattern: str = r"\s*-?\d+\s*"  # parses: regular expression that the whole completion matches
     # When nothing is kept: end the loop, go on to the next round, or train on the earlier data.
     on_empty: str = option("stop", choices=("stop", "skip", "train"))
 
@@ -249,6 +254,8 @@ class EvaluateConfig:
     """Held-out measurement, by difficulty."""
 
     problems: int = option(128, low=1)  # at most, for each difficulty
+    samples: int = option(0, low=0)  # a problem, for pass@1 and pass@samples; 0: greedy alone
+    temperature: float = option(1.0, low=0.0)  # of those samples
     difficulties: tuple[int, ...] = option((1, 2, 3, 4, 5, 6, 7, 8, 9, 10), low=1)
     batch: int = option(256, low=1)
 
@@ -428,11 +435,18 @@ def _check_consistency(config: Config) -> None:
                 f"'config.{stage}.optimizer': warmup {optimizer.warmup} and decay "
                 f"{optimizer.decay} together exceed the whole schedule (1.0)"
             )
-        if train.row_length > config.model.max_length:
+        # A published model's context is not known here.
+        if train.row_length > config.model.max_length and not config.roles.policy.path:
             raise UserError(
                 f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
                 f"'config.model.max_length' of {config.model.max_length}"
             )
+    try:
+        re.compile(config.filter.pattern)
+    except re.error as error:
+        raise UserError(
+            f"'config.filter.pattern' is no regular expression ({error}): {config.filter.pattern!r}"
+        ) from error
     if config.warmup.lora.rank:
         raise UserError(
             f"'config.warmup.lora.rank' is {config.warmup.lora.rank}: a warm-up starts from fresh "

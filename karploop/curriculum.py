@@ -20,7 +20,8 @@ def first(config: Config) -> int:
 
 def window(config: Config, newest: int) -> list[int]:
     """Difficulties that a round samples, in equal numbers."""
-    lowest = max(newest - config.generate.spread + 1, config.task.seed_difficulty + 1)
+    learnt = config.task.seed_difficulty if config.generate.difficulty_step else 0
+    lowest = max(newest - config.generate.spread + 1, learnt + 1)
     return list(range(min(lowest, newest), newest + 1))
 
 

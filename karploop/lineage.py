@@ -330,6 +330,7 @@ def _training(catalogue: Catalogue, name: Name) -> Trace:
     filters = [_filter_behind(catalogue, n) for n in _kept(catalogue, name)]
     return _params(catalogue, name) | {
         "steps": catalogue.manifests[name].config.get("steps"),
+        "checkpoint": catalogue.manifests[name].config.get("files"),  # of `import`: file → SHA-256
         "rows": _rows_by_source(catalogue, name, [f for f, _ in filters if f]),
         "filters": [
             _stage(catalogue, f)
@@ -443,9 +444,9 @@ def _fetch(catalogue: Catalogue, manifest: Manifest, file: str) -> pathlib.Path:
 
 
 def _table(catalogue: Catalogue, name: Name, file: str, **options: Any) -> pa.Table | None:
-    """A stage's table; None where it was collected."""
+    """A stage's table; None where it was collected, or the stage has no such table."""
     manifest = catalogue.manifests[name]
-    if catalogue.store.gone(manifest, file):
+    if file not in manifest.files or catalogue.store.gone(manifest, file):
         return None
     return pq.read_table(_fetch(catalogue, manifest, file), **options)
 

@@ -32,8 +32,9 @@ def run(
     """
     config = machinery.config
     loop = Bindings(machinery, stages)
-    params = {member: loop.base(member) for member in range(config.members)}
-    after_round(loop.finish(BASE, by_member(loop.origin, params), params[0]))
+    base = {member: loop.base(member) for member in range(config.members)}
+    after_round(loop.finish(BASE, by_member(loop.origin, base), base[0], base[0]))
+    params = base
     kept: list[Artifact] = []
     newest = curriculum.first(config)
     for index in range(config.rounds):
@@ -47,16 +48,18 @@ def run(
         done["watch"] = loop.watch(index, samples, selection)
         if selection.table(EXAMPLES_FILE).num_rows == 0:
             decision = config.filter.on_empty
+            if decision == "train" and not loop.anything_to_train_on(kept):
+                decision = "skip"
             reason = f"round {index}: the filter '{config.filter.name}' kept nothing"
             stages.progress.say(f"{reason}: {EMPTY[decision]}")
             if decision != "train":
                 stopped = reason if decision == "stop" else ""
-                after_round(loop.finish(index, done, params[0], stopped))
+                after_round(loop.finish(index, done, params[0], base[0], stopped))
                 if stopped:
                     break
                 continue
         kept.append(loop.corrupt(index, selection))
         newest = loop.next_difficulty(newest, samples, selection)
         params = {m: loop.train(index, m, params[m], kept) for m in params}
-        after_round(loop.finish(index, done | by_member("train", params), params[0]))
+        after_round(loop.finish(index, done | by_member("train", params), params[0], base[0]))
     return params

@@ -22,8 +22,8 @@ from karploop.config import RESULT_FREE, Config, flatten, to_dict
 from karploop.errors import UserError
 from karploop.files import remove, remove_torn, write_atomic
 from karploop.mesh import is_main
-from karploop.reporting.plots import accuracy_plot
-from karploop.reporting.tables import accuracy_table
+from karploop.reporting.plots import run_plot
+from karploop.reporting.tables import run_table
 from karploop.reporting.writer import RunWriter, write_json_atomic
 from karploop.stages import provenance
 from karploop.store import Store, digest
@@ -76,7 +76,7 @@ class RunDirectory:
         if not is_main():
             return
         costs = {name: self._seconds(a.manifest) for name, a in done.stages.items()}
-        trained = [name for name in done.stages if name.split(".")[0] in ("warmup", "train")]
+        trained = [name for name, a in done.stages.items() if STEPS_FILE in a.manifest.files]
         tokens = {f"tokens/{name}": self._write_steps(done, name) for name in trained}
         self._writer.write("eval", done.index + 1, done.evals, round=done.index)
         seconds = {f"seconds/{name}": s for name, s in costs.items() if s is not None}
@@ -107,9 +107,9 @@ class RunDirectory:
             "params_sha256_by_member": params_sha256,
             "seconds": round(seconds, 1),
         }
-        table = accuracy_table(self.summary)
+        table = run_table(self.summary)
         write_atomic(self.path / "accuracy.txt", (table + "\n").encode())
-        accuracy_plot(
+        drawn = run_plot(
             self.summary,
             self._local / "accuracy.png",
             title=f"{self.config.name}: held-out accuracy by round",
@@ -118,7 +118,8 @@ class RunDirectory:
         self._writer.close()
         write_json_atomic(self.path / "summary.json", self.summary)
         self._upload()
-        print(f"\n{table}\n\nwritten to {self.path}: accuracy.png, summary.json, metrics.jsonl")
+        files = ["accuracy.png"] * drawn + ["summary.json", "metrics.jsonl"]
+        print(f"\n{table}\n\nwritten to {self.path}: {', '.join(files)}")
 
     def _write_steps(self, done: Round, name: str) -> float:
         """Logs a training stage by step (the first member's only); returns the tokens it read."""

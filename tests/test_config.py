@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import tiny
+from small_models import save_llama
+from small_tokenizers import CHATML
 
 from karploop import cli, config, launch
 from karploop.config import Config, resolve
@@ -126,6 +128,17 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
     # Not by `update`: warm-up and training are one object in that config.
     adapted = resolve(tiny.get_config().to_dict(), {"train.lora.rank": "2", "mesh.data": "1"})
     launch.launch(adapted, str(tmp_path), "adapted")
+    published = {
+        "roles.policy.path": save_llama(tmp_path / "model", CHATML, max_length=512),
+        "prompt.chat": "true",
+        "prompt.max_new_tokens": "8",
+        "train.row_length": "256",
+        "evaluate.samples": "2",
+        "filter.name": "parses",
+    }
+    # A checkpoint brings its own shape.
+    settings = {k: v for k, v in tiny.get_config().to_dict().items() if k != "model"}
+    launch.launch(resolve(settings | {"mesh": {"data": 1}}, published), str(tmp_path), "published")
     every = {
         (cls.__name__, field.name)
         for cls in vars(config).values()

@@ -30,6 +30,7 @@ def test_no_step_keeps_the_seed_difficulty():
     c = config(difficulty_step=0)
     assert curriculum.first(c) == 5
     assert curriculum.window(c, 5) == [5]
+    assert curriculum.window(config(difficulty_step=0, spread=3), 5) == [3, 4, 5]
 
 
 @pytest.mark.parametrize(("kept", "after"), [(0, 7), (1, 7), (2, 8)])

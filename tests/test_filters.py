@@ -95,6 +95,14 @@ def test_length_filter_compares_with_the_longest_of_the_same_difficulty():
     assert selection.reasons[4] == "did not end"
 
 
+def test_parses_filter_looks_at_the_form_alone():
+    rows = [(1, 0, " 21", True), (2, 0, "-7 ", True), (3, 0, "21.", True), (4, 0, "21", False)]
+    selection = apply("parses", rows)
+    assert selection.kept_S.tolist() == [True, True, False, False]
+    assert selection.reasons == ["parses", "parses", "does not parse", "did not end"]
+    assert apply("parses", rows, pattern=r"\d+\.").kept_S.tolist() == [False, False, True, False]
+
+
 def votes_for(rows):
     return vote(samples(rows), REVERSE, "samples")
 

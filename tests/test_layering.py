@@ -24,6 +24,7 @@ LAYERS = [
     {"oversight", "catalogue", "roles"},
     {"offline"},
     {"lineage", "retention"},
+    {"policy"},
     {"machinery"},
     {"bindings"},
     {"loop"},

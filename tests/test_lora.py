@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from karploop import launch, loop, retention
 from karploop.catalogue import read_catalogue
 from karploop.config import LoraConfig, OptimizerConfig, resolve
-from karploop.data.prompting import Prompting
+from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.lineage import trace_params
 from karploop.machinery import prepare
@@ -43,7 +43,7 @@ GATED = dict(positions="rope", activation="swiglu", kv_heads=2, qkv_bias=True, o
 
 @pytest.fixture(scope="module")
 def batches(tokenizer):
-    examples = tokenize(Prompting(tokenizer), *zip(*SUMS, strict=True), row_length=24)
+    examples = tokenize(PlainPrompting(tokenizer), *zip(*SUMS, strict=True), row_length=24)
     order = stream(np.ones(len(examples)), np.random.default_rng(0))
     return [batch for batch, _ in itertools.islice(pack(examples, order, 8, 24), 8)]
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from karploop.config import MeshConfig, ModelConfig, OptimizerConfig
-from karploop.data.prompting import Prompting
+from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.mesh import (
     AXES,
@@ -175,7 +175,7 @@ def test_when_the_main_process_fails_the_others_fail_with_it(monkeypatch):
 def examples(tokenizer):
     prompts = [f"{a}+{b}=" for a in range(8) for b in range(5, 12)]
     return tokenize(
-        Prompting(tokenizer), prompts, [str(eval(p[:-1])) for p in prompts], row_length=24
+        PlainPrompting(tokenizer), prompts, [str(eval(p[:-1])) for p in prompts], row_length=24
     )
 
 

@@ -5,22 +5,18 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("transformers")
 
 from processes import ROOT  # noqa: E402
-from small_tokenizers import CHATML, byte_level  # noqa: E402
+from small_models import save_llama  # noqa: E402
+from small_tokenizers import CHATML  # noqa: E402
 
 from karploop import offline  # noqa: E402
-from karploop.config import MeshConfig, ModelConfig  # noqa: E402
 from karploop.data.pretrained import load_tokenizer  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
-from karploop.mesh import make_mesh  # noqa: E402
-from karploop.models.checkpoint import save_checkpoint  # noqa: E402
-from karploop.models.weights import Weights  # noqa: E402
 from karploop.offline import GenerateJob, ScoreJob  # noqa: E402
 from karploop.reporting.progress import Progress  # noqa: E402
 
@@ -38,17 +34,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a small random Llama and a chat template."""
-    folder = tmp_path_factory.mktemp("model")
-    byte_level(CHATML).save_pretrained(folder)
-    config = ModelConfig(
-        layers=2, width=16, heads=4, kv_heads=2, head_width=8, mlp_width=32, activation="swiglu",
-        positions="rope", max_length=CONTEXT, tied=True, embedding_scale=False,
-    )  # fmt: skip
-    vocabulary = load_tokenizer(folder).vocab_size
-    weights = Weights(config, vocabulary, make_mesh(MeshConfig(data=1)))
-    params = jax.tree.map(lambda x: 3 * x, weights.init(jax.random.key(0)))
-    save_checkpoint(folder, params, weights, config={"eos_token_id": 0})
-    return str(folder)
+    return save_llama(tmp_path_factory.mktemp("model"), CHATML, max_length=CONTEXT)
 
 
 def write(path, rows) -> str:

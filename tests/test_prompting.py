@@ -8,7 +8,7 @@ from small_tokenizers import byte_level, sentence_piece  # noqa: E402
 
 from karploop.data.fewshot import FewShot  # noqa: E402
 from karploop.data.pretrained import PretrainedTokenizer  # noqa: E402
-from karploop.data.prompting import Prompting  # noqa: E402
+from karploop.data.prompting import PlainPrompting  # noqa: E402
 from karploop.data.tokenizer import CharTokenizer  # noqa: E402
 
 SHOTS = FewShot(instruction="Add.", examples=(("1+1", " 2"), ("2+3", " 5")))
@@ -21,7 +21,7 @@ def tokenizer(request):
 
 
 def test_prefix_and_prompt_are_the_whole_text(tokenizer):
-    prompting = Prompting(tokenizer, SHOTS)
+    prompting = PlainPrompting(tokenizer, SHOTS)
     tokens = [*prompting.prefix, *prompting.prompt("4+4")]
     assert tokenizer.decode(tokens).lstrip() == SHOTS.render("4+4")
     assert prompting.prefix[0] == tokenizer.bos_id
@@ -29,14 +29,14 @@ def test_prefix_and_prompt_are_the_whole_text(tokenizer):
 
 
 def test_training_rows_go_without_examples(tokenizer):
-    start, end = Prompting(tokenizer, SHOTS).example("4+4", " 8")
+    start, end = PlainPrompting(tokenizer, SHOTS).example("4+4", " 8")
     assert start[0] == tokenizer.bos_id and end[-1] == tokenizer.eos_id
     assert tokenizer.decode(start).lstrip() == "Q: 4+4\nA:"
     assert tokenizer.decode(end) == " 8"
 
 
 def test_every_token_that_holds_a_stop_string_stops(tokenizer):
-    prompting = Prompting(tokenizer, SHOTS)
+    prompting = PlainPrompting(tokenizer, SHOTS)
     newline = [i for i in range(tokenizer.vocab_size) if "\n" in tokenizer.decode([i])]
     assert newline and set(newline) <= set(prompting.stop_ids)
     assert set(prompting.stop_ids) == {*newline, *tokenizer.stop_ids}
@@ -47,7 +47,7 @@ def test_every_token_that_holds_a_stop_string_stops(tokenizer):
 
 def test_without_examples_a_prompt_is_the_tokenizers_own():
     tokenizer = CharTokenizer("0123456789+=")
-    prompting = Prompting(tokenizer)
+    prompting = PlainPrompting(tokenizer)
     assert prompting.prefix == () and prompting.stop_ids == tokenizer.stop_ids
     assert prompting.prompt("1+1=") == tokenizer.encode_prompt("1+1=")
     assert prompting.example("1+", "2") == ([1, 4, 13], [5, 2])
@@ -56,8 +56,8 @@ def test_without_examples_a_prompt_is_the_tokenizers_own():
 
 def test_whatever_decides_the_tokens_is_in_the_identity(tokenizer):
     identities = {
-        Prompting(tokenizer, shots).identity
+        PlainPrompting(tokenizer, shots).identity
         for shots in (None, SHOTS, FewShot(), FewShot(stop=("\n\n",)))
     }
     assert len(identities) == 4
-    assert Prompting(tokenizer, SHOTS).identity in identities
+    assert PlainPrompting(tokenizer, SHOTS).identity in identities

@@ -22,6 +22,8 @@ from karploop.reporting.plots import (
     accuracy_figure,
     accuracy_plot,
     comparison_figure,
+    rounds_figure,
+    run_plot,
 )
 from karploop.reporting.statistics import mean_interval
 from karploop.reporting.tables import (
@@ -30,6 +32,7 @@ from karploop.reporting.tables import (
     escape_markdown,
     latex_table,
     markdown_table,
+    run_table,
 )
 from karploop.reporting.writer import write_json_atomic
 
@@ -75,6 +78,38 @@ def test_wide_accuracy_table_is_folded_into_equal_parts():
     headers = [part.splitlines()[0].split() for part in parts]
     assert headers == [["round", *map(str, range(1, 7))], ["round", *map(str, range(7, 13))]]
     assert max(len(line) for part in parts for line in part.splitlines()) <= 80
+
+
+ONE_DIFFICULTY = summary(
+    {
+        -1: {"gym/x/1/pass@1": 0.25, "gym/x/1/nll": 1.5, "gym/x/1/majority_answer": 0.1},
+        0: {"gym/x/1/pass@1": 0.5, "gym/x/1/nll": 1.25, "gym/x/1/kl": 0.75},
+    }
+)
+
+
+def test_one_difficulty_is_shown_metric_by_metric():
+    assert run_table(ONE_DIFFICULTY).splitlines() == [
+        "gym/x: held out",
+        "",
+        "round  pass@1, %  majority_answer, %   nll    kl",
+        "-----  ---------  ------------------  ----  ----",
+        "base        25.0                10.0   1.5     -",
+        "0           50.0                   -  1.25  0.75",
+    ]
+    assert run_table(TWO_ROUNDS) == accuracy_table(TWO_ROUNDS)
+    assert run_table(summary({0: {}})) == "nothing was measured in this run"
+
+
+def test_one_difficulty_is_drawn_against_the_round(tmp_path):
+    panel = rounds_figure(ONE_DIFFICULTY, "t").axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+    assert lines == {"pass@1": [[-1, 0.25], [0, 0.5]], "majority answer": [[-1, 0.1]]}
+    assert run_plot(ONE_DIFFICULTY, tmp_path / "a.png", "t", 1)
+    nothing = summary({0: {"a/1/nll": 1.0}})
+    assert not run_plot(nothing, tmp_path / "b.png", "t", 1)
+    assert not run_plot(summary({0: {}}), tmp_path / "b.png", "t", 1)
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_accuracy_table_without_evals():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from karploop.bindings import Bindings
 from karploop.config import OptimizerConfig, resolve
-from karploop.data.prompting import Prompting
+from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.machinery import prepare
 from karploop.models.decoder import packed_mask
@@ -31,7 +31,7 @@ SUMS = [(f"{a}+{b}=", str(a + b)) for a, b in itertools.product(range(8), range(
 
 @pytest.fixture(scope="module")
 def sums(tokenizer):
-    return tokenize(Prompting(tokenizer), *zip(*SUMS, strict=True), row_length=24)
+    return tokenize(PlainPrompting(tokenizer), *zip(*SUMS, strict=True), row_length=24)
 
 
 def batches_of(examples, rows=4, row_length=24, seed=0):
@@ -111,7 +111,7 @@ def test_a_batch_without_targets_gives_zero_not_nan(lossy):
 
 
 def test_targets_are_the_completion_and_its_stop_token(tokenizer):
-    [example] = tokenize(Prompting(tokenizer), ["12+3="], ["15"], row_length=16)
+    [example] = tokenize(PlainPrompting(tokenizer), ["12+3="], ["15"], row_length=16)
     batch, taken = next(pack([example], iter([0] * 3), rows=1, row_length=16))
     assert taken == [0, 0]
     learnt = batch.targets_BxL[batch.weights_BxL > 0].tolist()
@@ -120,9 +120,9 @@ def test_targets_are_the_completion_and_its_stop_token(tokenizer):
 
 
 def test_an_example_that_no_row_holds_is_refused(tokenizer):
-    assert len(tokenize(Prompting(tokenizer), ["12+3="], ["15"], row_length=8)) == 1
+    assert len(tokenize(PlainPrompting(tokenizer), ["12+3="], ["15"], row_length=8)) == 1
     with pytest.raises(UserError, match="takes 8 tokens, 'row_length' is 7.*'12\\+3=15'"):
-        tokenize(Prompting(tokenizer), ["12+3="], ["15"], row_length=7)
+        tokenize(PlainPrompting(tokenizer), ["12+3="], ["15"], row_length=7)
 
 
 @st.composite
@@ -317,7 +317,7 @@ def test_divergence_is_named_and_keeps_the_last_good_state(tmp_path, monkeypatch
     store.open()
     bindings = Bindings(machinery, Stages(store, Progress(quiet=True)))
     with pytest.raises(Diverged, match=r"loss is .* at step 5: .*state of step 4 is.*seed:\d+"):
-        bindings.warmup(0)
+        bindings.base(0)
     assert not list((tmp_path / "store").glob("warmup/*")), "nothing bad is committed"
     [partial] = (tmp_path / "partial" / "warmup").iterdir()
     abstract = machinery.trainers["warmup"].abstract

@@ -10,6 +10,7 @@ name it in a config as "package.module:ATTRIBUTE".
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -120,6 +121,17 @@ def length_filter(samples, verdicts, config: FilterConfig, rng) -> Selection:
         if group_S.any():
             longest_S[samples.difficulty_S == difficulty] = lengths_S[group_S].max()
     return decide(samples, (lengths_S >= longest_S - config.slack, "too short"), kept="long enough")
+
+
+@register("parses")
+def parses_filter(samples, verdicts, config: FilterConfig, rng) -> Selection:
+    """Keeps completions that match `pattern` whole, right or wrong.
+
+    The control for gains in form: what a model learns from well-formed answers alone.
+    """
+    pattern = re.compile(config.pattern)
+    parsed_S = np.array([pattern.fullmatch(c) is not None for c in samples.completions], bool)
+    return decide(samples, (parsed_S, "does not parse"), kept="parses")
 
 
 @register("vote", judge="vote")

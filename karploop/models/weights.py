@@ -4,8 +4,8 @@ A stage that trained everything wrote `params.safetensors`. One that trained an 
 wrote `adapter.safetensors`, a small file that says in its header what it was trained at and the
 SHA-256 of the parameters below it; these are the ones of the nearest stage before it, along the
 inputs called "params", that wrote them. A published checkpoint is not copied: the stage that took
-it in wrote `source.json`, the SHA-256 of each of its files. Any of the three identifies parameters
-by its own SHA-256.
+it in wrote `source.json`, the SHA-256 of each of its files and of the code that reads them. Any of
+the three identifies parameters by its own SHA-256.
 """
 
 from __future__ import annotations
@@ -117,15 +117,18 @@ class Weights:
         return params
 
     def take(self, artifact) -> Any:
-        """The same, given up by this object: the caller may donate the buffers."""
+        """The same, given up by this object: the caller may donate the buffers.
+
+        Everything else is let go of, so that training has one set of parameters on the devices.
+        """
         params = self.load(artifact)
-        del self._live[params_sha256(artifact.manifest)]
+        self._live = {}
         return params
 
     def load_base(self, artifact) -> Any:
         """What lies below an adapter (or the parameters, where there is none); shared buffers.
 
-        Everything else is let go of, so that training has one set of parameters on the devices.
+        Everything else is let go of, as in `take`.
         """
         base = base_of(artifact)
         params = self.load(base)
@@ -169,14 +172,15 @@ class Weights:
         self._live = {sha256: params, **dict(others[:1])}
 
 
-def take_in(context: StageContext, *, files: dict[str, str]) -> None:
-    """The stage that lets a run start from a published checkpoint: keeps what its files were.
+def take_in(context: StageContext, *, files: dict[str, str], code: str) -> None:
+    """The stage that lets a run start from a published checkpoint: keeps what that was.
 
     Args:
-      files: SHA-256 of each, by name.
+      files: SHA-256 of each of its files, by name.
+      code: fingerprint of the code that reads them, on which the parameters depend as well.
     """
-    data = (json.dumps(files, indent=1, sort_keys=True) + "\n").encode()
-    (context.directory / SOURCE).write_bytes(data)
+    source = {"files": files, "code": code}
+    (context.directory / SOURCE).write_text(json.dumps(source, indent=1, sort_keys=True) + "\n")
 
 
 def params_file(manifest) -> str:

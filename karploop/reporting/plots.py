@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from karploop.reporting.statistics import Estimate
-from karploop.reporting.tables import curves, round_label
+from karploop.reporting.tables import curves, is_by_round, round_label, split_eval
 
 _BASE_COLOUR = "#555555"
 _ARM_COLOUR = "#2a6f97"
@@ -26,10 +26,70 @@ _MISSING = {
     "bbox": {"facecolor": "white", "lw": 0, "pad": 2},
     "zorder": 5,
 }
+_BLIND = {"majority_answer": "--", "random_answer": ":"}
 _LEGEND_ROUNDS = 12  # with more rounds the legend names only some
 _DIFFICULTY_TICKS = 20  # with more difficulties the axis names only some
 _PANELS_ACROSS = 3
 _DPI = 160
+
+
+def run_plot(
+    summary: dict[str, Any], path: pathlib.Path | str, title: str, trained_up_to: float
+) -> bool:
+    """Writes a PNG of a run's held-out accuracy; whether there was any to draw.
+
+    Against difficulty, or against the round where there is one difficulty alone. The arguments are
+    those of `accuracy_plot`.
+    """
+    if is_by_round(summary):
+        figure = rounds_figure(summary, title)
+        if figure is None:
+            return False
+        _save(figure, path)
+        return True
+    if not curves(summary):
+        return False
+    accuracy_plot(summary, path, title, trained_up_to)
+    return True
+
+
+def rounds_figure(summary: dict[str, Any], title: str) -> Figure | None:
+    """Accuracies against the round, a panel a task; dashed is what a blind answer gets.
+
+    None where nothing was judged.
+    """
+    metrics = dict.fromkeys(
+        split_eval(name)[2] for entry in summary["rounds"] for name in entry.get("evals", {})
+    )
+    judged = [m for m in metrics if m == "exact_match" or m.startswith("pass@")]
+    if not judged:
+        return None
+    tasks = list(curves(summary, judged[0]))
+    figure = Figure(figsize=(5.4 * len(tasks) + 1.4, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    shades = matplotlib.colormaps["viridis"]
+    for panel, task in zip(panels, tasks, strict=True):
+        for metric in [*judged, *(m for m in _BLIND if m in metrics)]:
+            [values] = curves(summary, metric).get(task, {"": {}}).values()
+            if metric in _BLIND:
+                look = {"color": _BASE_COLOUR, "ls": _BLIND[metric], "lw": 1.2}
+            else:
+                colour = shades(0.8 * judged.index(metric) / max(len(judged) - 1, 1))
+                look = {"color": colour, "marker": "o", "ms": 4, "lw": 1.8, "clip_on": False}
+            panel.plot(list(values), list(values.values()), label=metric.replace("_", " "), **look)
+        _style(panel)
+        panel.set_ylim(-0.03, 1.03)
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+        rounds = [entry["round"] for entry in summary["rounds"]]
+        panel.set_xticks(rounds, [round_label(r) for r in rounds])
+        panel.set_xlabel("round")
+        if len(tasks) > 1:
+            panel.set_title(task.replace("_", " "), fontsize=10)
+    panels[0].set_ylabel("held-out problems")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure
 
 
 def accuracy_plot(

@@ -53,6 +53,55 @@ def split_eval(name: str) -> tuple[str, str, str]:
     return parts[0], parts[1], parts[2]
 
 
+def is_by_round(summary: dict[str, Any]) -> bool:
+    """Whether no task was measured at more than one difficulty: then rounds are compared alone."""
+    names = {split_eval(n)[:2] for e in summary["rounds"] for n in e.get("evals", {})}
+    return len({task for task, _ in names}) == len(names)
+
+
+def run_table(summary: dict[str, Any], width: int = 100) -> str:
+    """All that was measured of a run, as text: by difficulty, or metric by metric."""
+    if is_by_round(summary):
+        return metrics_table(summary, width)
+    shares = dict.fromkeys(
+        split_eval(name)[2] for entry in summary["rounds"] for name in entry.get("evals", {})
+    )
+    shown = [m for m in shares if m.startswith("pass@")]
+    return "\n\n".join(accuracy_table(summary, m, width) for m in ("exact_match", *shown))
+
+
+_SHARES = ("exact_match", "distinct", "majority_answer", "random_answer")
+
+
+def is_share(metric: str) -> bool:
+    """Whether an eval lies between 0 and 1, and is shown in per cent."""
+    return metric in _SHARES or metric.startswith("pass@")
+
+
+def metrics_table(summary: dict[str, Any], width: int = 100) -> str:
+    """Held-out measurements of tasks of one difficulty: a row a round, a column a metric."""
+    blocks = []
+    found: dict[str, dict[str, dict[int, float]]] = {}  # task → metric → round → value
+    for entry in summary["rounds"]:
+        for name, value in entry.get("evals", {}).items():
+            task, _, metric = split_eval(name)
+            if value is not None:
+                found.setdefault(task, {}).setdefault(metric, {})[entry["round"]] = value
+    for task, by_metric in sorted(found.items()):
+        rounds = sorted({r for values in by_metric.values() for r in values})
+        metrics = sorted(by_metric, key=lambda m: not is_share(m))
+        header = ["round", *(f"{m}, %" if is_share(m) else m for m in metrics)]
+        rows = [[round_label(r), *(_cell(m, by_metric[m].get(r)) for m in metrics)] for r in rounds]
+        blocks.append("\n\n".join([f"{task}: held out", *folded_tables(header, rows, width)]))
+    return "\n\n".join(blocks) or "nothing was measured in this run"
+
+
+def _cell(metric: str, value: float | None) -> str:
+    if is_share(metric):
+        return _percent(value)
+    return "-" if value is None else f"{value:.4g}"
+
+
 def accuracy_table(summary: dict[str, Any], metric: str = "exact_match", width: int = 100) -> str:
     """Held-out accuracy in per cent: a block a task, a row a round, a column a difficulty.
 

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from karploop.models.decoder import Cache, Decoder, init_cache, packed_mask
+from karploop.models.decoder import Cache, Decoder, packed_mask
 from karploop.sampling.distributions import Sampling, draw
+from karploop.sampling.prefix import read_prefix, see_prefix
 
 
 class Rollout(NamedTuple):
@@ -157,24 +158,11 @@ def _prefill(model: Decoder, params, prompts_PxL, lengths_P, prefix_L):
     """Cache over prefix and prompts, and the logits_PxV of each prompt's first new token."""
     rows, length = prompts_PxL.shape
     prefix_length = 0 if prefix_L is None else len(prefix_L)
-    cache = init_cache(model.config, rows, prefix_length + length)
-    if prefix_length:
-        one = init_cache(model.config, 1, prefix_length)
-        mask_1xLxL = packed_mask(jnp.ones((1, prefix_length), jnp.int32))
-        positions_1xL = jnp.arange(prefix_length)[None]
-        _, one = model.apply(params, prefix_L[None], mask_1xLxL, positions_1xL, one, 0)
-        cache = Cache(
-            *(
-                jax.lax.dynamic_update_slice(whole, jnp.repeat(part, rows, axis), (0,) * whole.ndim)
-                for whole, part, axis in zip(cache, one, (1, 1, 0), strict=True)
-            )
-        )
+    cache = read_prefix(model, params, prefix_L, rows, length)
     positions_PxL = jnp.arange(length)[None] - (length - lengths_P)[:, None]  # < 0 on padding
     real_PxL = positions_PxL >= 0
     # One segment a row. A padding query sees itself alone, and no real query sees it.
-    mask_PxLxL = packed_mask(real_PxL.astype(jnp.int32))
-    sees_prefix_PxLxS = jnp.broadcast_to(real_PxL[:, :, None], (rows, length, prefix_length))
-    mask_PxLxS = jnp.concatenate([sees_prefix_PxLxS, mask_PxLxL], axis=2)
+    mask_PxLxS = see_prefix(packed_mask(real_PxL.astype(jnp.int32)), real_PxL, prefix_length)
     positions_PxL = prefix_length + jnp.maximum(positions_PxL, 0)
     hidden_PxLxE, cache = model.apply(
         params, prompts_PxL, mask_PxLxS, positions_PxL, cache, prefix_length

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +68,9 @@ class Sampler:
         model, mesh = weights.model, weights.mesh
         rows, whole = batch_sharding(mesh), replicated(mesh)
 
+        def given(prefix_L):
+            return prefix_L if len(prefix) else None
+
         def decode(
             params, prompts_PxL, lengths_P, ids_P, limits_P, key, prefix_L, samples, sampling, fused
         ):
@@ -85,7 +87,7 @@ class Sampler:
                 samples=samples,
                 max_new=self.completion_length,
                 sampling=sampling,
-                prefix_L=prefix_L if len(prefix) else None,
+                prefix_L=given(prefix_L),
                 stop_ids=tuple(stop_ids) or tokenizer.stop_ids,
                 pad_id=tokenizer.pad_id,
                 fused_steps=fused,
@@ -98,8 +100,10 @@ class Sampler:
             out_shardings=whole,
         )
         self._score = jax.jit(
-            functools.partial(score, model),
-            in_shardings=(weights.shardings, rows, rows),
+            lambda params, tokens_BxL, starts_B, lengths_B, prefix_L: score(
+                model, params, tokens_BxL, starts_B, lengths_B, given(prefix_L)
+            ),
+            in_shardings=(weights.shardings, rows, rows, rows, whole),
             out_shardings=whole,
         )
 
@@ -170,23 +174,20 @@ class Sampler:
         """Log-probabilities (nats) of each continuation's tokens and, with `stop`, of the stop
         token after them."""
         end = [self.tokenizer.eos_id] if stop else []
-        starts = [[*self.prefix.tolist(), *self._ids(p)] for p in prompts]
+        starts = [self._ids(p) for p in prompts]
         texts = [self.tokenizer.encode(c) if isinstance(c, str) else c for c in continuations]
         ends = [[*tokens, *end] for tokens in texts]
         longest = max(len(s) + len(e) for s, e in zip(starts, ends, strict=True))
-        beside = len(self.prefix) + self.completion_length
-        shapes = [length + beside for length in self.prompt_lengths]
+        shapes = [length + self.completion_length for length in self.prompt_lengths]
         tokens_BxL = np.full((batch, _smallest(shapes, longest)), self.tokenizer.pad_id, np.int32)
-        lengths_B = np.ones(batch, np.int32)
+        starts_B, lengths_B = np.ones(batch, np.int32), np.ones(batch, np.int32)
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            tokens_BxL[row, : len(start) + len(end)] = start + end
-            lengths_B[row] = len(start) + len(end)
+            starts_B[row], lengths_B[row] = len(start), len(start) + len(end)
+            tokens_BxL[row, : lengths_B[row]] = [*start, *end]
         rows = batch_sharding(self.mesh)
-        logprobs_BxL = to_host(self._score(params, put(tokens_BxL, rows), put(lengths_B, rows)))
-        return [
-            logprobs_BxL[row, len(start) : len(start) + len(end)]
-            for row, (start, end) in enumerate(zip(starts, ends, strict=True))
-        ]
+        on_device = (put(array, rows) for array in (tokens_BxL, starts_B, lengths_B))
+        logprobs_BxL = to_host(self._score(params, *on_device, self.prefix))
+        return [logprobs_BxL[row, starts_B[row] : lengths_B[row]] for row in range(len(starts))]
 
     def _ids(self, prompt: Prompt) -> list[int]:
         """A text's tokens, behind the start token unless a prefix has it; given tokens as given."""

@@ -7,18 +7,42 @@ import jax.numpy as jnp
 
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
+from karploop.sampling.prefix import read_prefix, see_prefix
 
 
-def score(model: Decoder, params, tokens_BxL: jax.Array, lengths_B: jax.Array) -> jax.Array:
+def score(
+    model: Decoder,
+    params,
+    tokens_BxL: jax.Array,
+    starts_B: jax.Array,
+    lengths_B: jax.Array,
+    prefix_L: jax.Array | None = None,
+) -> jax.Array:
     """Log-probability of each token given those before it, logprobs_BxL in float32 (nats).
 
-    Rows are padded on the right. The first token has nothing before it: its entry is 0, as are
-    those of the padding.
+    Args:
+      tokens_BxL: rows, padded on the right.
+      starts_B: where the continuation of each row begins; the entries before it are 0.
+      lengths_B: real tokens of each row; the entries behind them are 0.
+      prefix_L: tokens that stand before every row.
+
+    The first token of a row is not scored: its entry is 0.
     """
-    length = tokens_BxL.shape[1]
-    positions_BxL = jnp.broadcast_to(jnp.arange(length)[None], tokens_BxL.shape)
-    real_BxL = positions_BxL < lengths_B[:, None]
-    mask_BxLxL = packed_mask(real_BxL.astype(jnp.int32))
-    hidden_BxLxE, _ = model.apply(params, tokens_BxL, mask_BxLxL, positions_BxL)
-    taken_BxL, _ = token_logprobs(model, params, hidden_BxLxE[:, :-1], tokens_BxL[:, 1:])
-    return jnp.where(real_BxL, jnp.pad(taken_BxL, ((0, 0), (1, 0))), 0.0)
+    rows, length = tokens_BxL.shape
+    columns_1xL = jnp.arange(length)[None]
+    real_BxL = columns_1xL < lengths_B[:, None]
+    mask_BxLxS = packed_mask(real_BxL.astype(jnp.int32))
+    prefix_length, cache = 0, None
+    if prefix_L is not None:
+        prefix_length = len(prefix_L)
+        cache = read_prefix(model, params, prefix_L, rows, length)
+        mask_BxLxS = see_prefix(mask_BxLxS, real_BxL, prefix_length)
+    positions_BxL = jnp.broadcast_to(prefix_length + columns_1xL, tokens_BxL.shape)
+    hidden_BxLxE, _ = model.apply(
+        params, tokens_BxL, mask_BxLxS, positions_BxL, cache, prefix_length
+    )
+    wanted_BxL = (columns_1xL >= starts_B[:, None]) & real_BxL
+    taken_BxL, _ = token_logprobs(
+        model, params, hidden_BxLxE[:, :-1], tokens_BxL[:, 1:], wanted_BxL[:, 1:]
+    )
+    return jnp.pad(taken_BxL, ((0, 0), (1, 0)))

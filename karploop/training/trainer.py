@@ -37,7 +37,9 @@ def sft_loss(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.
     hidden_BxLxE, _ = model.apply(
         params, batch.tokens_BxL, packed_mask(batch.segments_BxL), batch.positions_BxL
     )
-    logprobs_BxL, right_BxL = token_logprobs(model, params, hidden_BxLxE, batch.targets_BxL)
+    logprobs_BxL, right_BxL = token_logprobs(
+        model, params, hidden_BxLxE, batch.targets_BxL, batch.weights_BxL > 0
+    )
     count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
     loss = -(logprobs_BxL * batch.weights_BxL).sum() / count
     return loss, jnp.sum(batch.weights_BxL, where=right_BxL) / count
