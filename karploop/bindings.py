@@ -19,6 +19,7 @@ from karploop.filtering.select import select
 from karploop.fingerprint import fingerprint
 from karploop.judging.judge import judge
 from karploop.machinery import Machinery
+from karploop.models.checkpoint import IMPORTING
 from karploop.models.weights import take_in
 from karploop.oversight.evaluate import EVALS_FILE, evaluate
 from karploop.oversight.watch import WATCH_FILE, watch
@@ -28,7 +29,6 @@ from karploop.stages import Artifact, Rng, Stages
 from karploop.training.train import train
 
 BASE = -1  # the round before the first
-IMPORTING = ("karploop.models.checkpoint", "karploop.models.gguf")  # what reads checkpoints
 
 
 @dataclass

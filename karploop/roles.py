@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from karploop.config import ModelConfig
-from karploop.data.pretrained import PretrainedTokenizer, check_fits, load_tokenizer
+from karploop.data.pretrained import (
+    TOKENIZER_FILES,
+    PretrainedTokenizer,
+    check_fits,
+    load_tokenizer,
+)
 from karploop.errors import UserError
 from karploop.files import file_sha256
 from karploop.models.checkpoint import (
@@ -25,10 +31,21 @@ from karploop.models.checkpoint import (
     load_params,
     model_config,
     open_checkpoint,
+    to_json,
 )
 from karploop.models.weights import Weights
 
 _PACKAGE = "package:"
+_GENERATION = "generation_config.json"
+_BESIDE = (  # files that go with a tokenizer's
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    _GENERATION,
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,20 @@ class LocalModel:
             return {self.path.name: file_sha256(epath.Path(self.path))}
         paths = [self.path / CONFIG, *sorted(self.path.glob("*.safetensors"))]
         return {path.name: file_sha256(epath.Path(path)) for path in paths}
+
+    def save_tokenizer(self, folder: pathlib.Path) -> None:
+        """Writes the tokenizer's files as `transformers` reads them, chat template included."""
+        if self.path.is_dir():
+            for name in (*TOKENIZER_FILES, *_BESIDE):
+                if (self.path / name).is_file():
+                    shutil.copyfile(self.path / name, folder / name)
+            return
+        from karploop.models.gguf import gguf_tokenizer
+
+        gguf_tokenizer(self.path).save_pretrained(folder)
+        keys = ("bos_token_id", "eos_token_id")
+        kept = {k: self.checkpoint.config[k] for k in keys if k in self.checkpoint.config}
+        (folder / _GENERATION).write_bytes(to_json(kept))
 
 
 def _from_package(name: str) -> pathlib.Path:

@@ -23,7 +23,7 @@ LAYERS = [
     {"sampling", "judging", "filtering", "training"},
     {"oversight", "catalogue", "roles"},
     {"offline"},
-    {"lineage", "retention"},
+    {"lineage", "retention", "export"},
     {"policy"},
     {"machinery"},
     {"bindings"},

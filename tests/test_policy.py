@@ -1,10 +1,7 @@
 """The loop on a published model: what is read, asked, trained and measured."""
 
-import dataclasses
-import functools
 import json
 import pathlib
-from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,25 +9,21 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from published import compiled, run, settings, sums  # noqa: E402
 from small_models import save_llama  # noqa: E402
 from small_tokenizers import CHATML  # noqa: E402
 
 from experiments.trace import as_text  # noqa: E402
-from karploop import launch  # noqa: E402
 from karploop.catalogue import read_catalogue  # noqa: E402
-from karploop.config import Config, resolve  # noqa: E402
-from karploop.data.sources import labelled_prompts  # noqa: E402
+from karploop.config import resolve  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
-from karploop.filtering.filters import get_filter  # noqa: E402
 from karploop.lineage import trace_params, trace_sample  # noqa: E402
-from karploop.machinery import Machinery, prepare  # noqa: E402
+from karploop.machinery import prepare  # noqa: E402
 from karploop.models.checkpoint import load_params  # noqa: E402
 from karploop.models.weights import ADAPTER, FILE, SOURCE  # noqa: E402
 from karploop.oversight.evaluate import _Asking  # noqa: E402
 from karploop.records import Problems  # noqa: E402
 from karploop.store import Store  # noqa: E402
-
-STAGE = dict(steps=3, checkpoint_every=2, rows=2, row_length=64)
 
 
 @pytest.fixture(scope="module")
@@ -45,56 +38,7 @@ def chat_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """Sums of two numbers, as a file."""
-    path = tmp_path_factory.mktemp("task") / "sums.jsonl"
-    rows = [{"prompt": f"{a} + {b}", "answer": str(a + b)} for a in range(9) for b in range(9)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return f"file:{path}?name=sums"
-
-
-def settings(model: str, task: str, **overrides) -> dict:
-    nested = dict(
-        name="published",
-        rounds=2,
-        mesh=dict(data=1),
-        roles=dict(policy=dict(path=model)),
-        task=dict(name=task, seed_difficulty=1, seed_problems=4, held_out=0.2),
-        prompt=dict(
-            shots=2, question="Q: {prompt}\nA:", answer=" {answer}", stop="e", max_new_tokens=6
-        ),
-        generate=dict(prompts=8, samples=2, difficulty_step=0, batch=4),
-        filter=dict(name="none", on_empty="train"),
-        train=STAGE | dict(lora=dict(rank=2)),
-        evaluate=dict(problems=6, difficulties=(1,), batch=4, samples=3),
-    )
-    for path, value in overrides.items():
-        *groups, name = path.split("__")
-        inner = nested
-        for group in groups:
-            inner = inner.setdefault(group, {})
-        inner[name] = value
-    return nested
-
-
-@functools.cache
-def compiled(model: str, task: str, shots: int) -> Machinery:
-    return prepare(resolve(settings(model, task, prompt__shots=shots)))
-
-
-def run(workdir: pathlib.Path, name: str = "run", *, fresh: bool = False, **kwargs) -> dict:
-    """A run's summary; unless `fresh`, with the programs that other runs compiled."""
-
-    def prepared(config: Config) -> Machinery:
-        shared = compiled(kwargs["model"], kwargs["task"], config.prompt.shots)
-        shared.weights._live = {}
-        chosen = get_filter(config.filter.name)
-        policy = dataclasses.replace(shared.policy, labelled=labelled_prompts(shared.task, config))
-        return dataclasses.replace(shared, config=config, chosen=chosen, policy=policy)
-
-    config = resolve(settings(**kwargs))
-    with mock.patch.object(launch, "prepare", prepare if fresh else prepared):
-        assert launch.launch(config, str(workdir), name) == 0
-    return json.loads((workdir / "runs" / name / "summary.json").read_text())
+    return sums(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from karploop.data.messages import ROLES, Message, check_messages
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "vocab.json",
@@ -346,10 +346,10 @@ def load_tokenizer(
     folder = pathlib.Path(directory)
     if not folder.is_dir():
         raise UserError(f"no directory '{folder}' to load a tokenizer from")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         found = sorted(p.name for p in folder.iterdir())
         raise UserError(
-            f"no tokenizer in '{folder}': it has none of {', '.join(_TOKENIZER_FILES)}, but "
+            f"no tokenizer in '{folder}': it has none of {', '.join(TOKENIZER_FILES)}, but "
             f"{', '.join(found[:8]) or 'nothing'}{', …' if len(found) > 8 else ''}. Copy them from "
             "where the model's weights came from"
         )

@@ -27,6 +27,7 @@ from karploop.models.weights import Weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+IMPORTING = ("karploop.models.checkpoint", "karploop.models.gguf")  # all code that reads them
 
 
 class Checkpoint(Protocol):

@@ -111,8 +111,8 @@ class Weights:
             host = safetensors.numpy.load_file(artifact.path(FILE))
             params = jax.tree.map(put, _tree(host), self.shardings)
         else:
-            params = self.load(base_of(artifact))
-            params = self.merge(params, *self._read_adapter(artifact))
+            adapter, lora = self.read_adapter(artifact)
+            params = self.merge(self.load(base_of(artifact)), adapter, lora.scale)
         self._remember(sha256, params)
         return params
 
@@ -143,11 +143,18 @@ class Weights:
         """
         if params_file(artifact.manifest) != ADAPTER:
             return None
-        adapter, _ = self._read_adapter(artifact, lora)
+        adapter, found = self.read_adapter(artifact)
+        if (found.abstract, found.scale) != (lora.abstract, lora.scale):
+            header = found.config
+            raise UserError(
+                f"the adapter of {artifact.manifest.stage}/{artifact.manifest.key} has rank "
+                f"{header.rank}, alpha {header.alpha} and the matrices {header.targets}: "
+                "training goes on with the same values of 'config.train.lora' only"
+            )
         return adapter
 
-    def _read_adapter(self, artifact, wanted: Lora | None = None) -> tuple[Any, float]:
-        """The adapter of a stage, on the mesh, and its scale."""
+    def read_adapter(self, artifact) -> tuple[Any, Lora]:
+        """The adapter that a stage wrote, on the mesh, and its kind."""
         with safe_open(artifact.path(ADAPTER), framework="numpy") as file:
             header = json.loads(file.metadata()[_HEADER])
             host = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -158,13 +165,7 @@ class Weights:
                 f"other parameters than those of {base.stage}/{base.key}"
             )
         lora = Lora(self.boxed, self.mesh, LoraConfig(**header))
-        if wanted and (lora.abstract, lora.scale) != (wanted.abstract, wanted.scale):
-            raise UserError(
-                f"the adapter of {artifact.manifest.stage}/{artifact.manifest.key} has rank "
-                f"{header['rank']}, alpha {header['alpha']} and the matrices {header['targets']}: "
-                "training goes on with the same values of 'config.train.lora' only"
-            )
-        return jax.tree.map(put, _tree(host), lora.shardings), lora.scale
+        return jax.tree.map(put, _tree(host), lora.shardings), lora
 
     def _remember(self, sha256: str, params: Any) -> None:
         """At most one set of parameters besides the one being added stays on the devices."""

@@ -1,0 +1,131 @@
+"""The card of an exported model: how it was made, so that nobody has to ask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from karploop.reporting.tables import (
+    curves,
+    escape_markdown,
+    is_share,
+    markdown_table,
+    round_label,
+    split_eval,
+)
+
+_COUNTS = ("samples", "kept", "label_precision")
+
+
+def model_card(
+    *,
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    round: int,
+    base: str,
+    files: Mapping[str, str],
+    params_sha256: str,
+    adapter: bool,
+) -> str:
+    """A README.md as model hubs show it.
+
+    Args:
+      config, summary, environment: the run's files of these names.
+      round: the last round that went into the model; −1 for the base.
+      base: what the run started from, as the config names it.
+      files: SHA-256 of the base's files.
+      params_sha256: of the file of parameters or adapter in the run's store.
+      adapter: whether this is an adapter for the base, or a whole model.
+    """
+    rounds = [entry for entry in summary["rounds"] if entry["round"] <= round]
+    task, train, kept = config["task"], config["train"], config["filter"]
+    rank = train["lora"]["rank"]
+    how = f"low-rank adapter of rank {rank}" if rank else "all parameters"
+    front = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": base,
+        "tags": ["karploop", "self-improvement"],
+    }
+    sections = [
+        # Values are JSON, which is YAML too; a name of anybody's choice cannot end the block.
+        "---\n"
+        + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+        + "\n---",
+        f"# {escape_markdown(str(config['name']))}, round {round_label(round)}",
+        f"{'An adapter for' if adapter else 'Made from'} `{_code(base)}` by a self-improvement "
+        f"loop: the model answers problems of `{_code(task['name'])}`, the filter "
+        f"`{_code(kept['name'])}` chooses among its answers, and it is trained on those ({how}, "
+        f"{train['steps']} steps a round).",
+        "## Data",
+        _data_table(rounds, task),
+        "## Held-out scores",
+        _scores(rounds),
+        "## How to make it again",
+        f"```\n{_fenced(environment.get('command') or 'not recorded')}\n```",
+        _origin(environment, params_sha256),
+        "The base's files:",
+        "\n".join(f"- `{_code(name)}`, SHA-256 `{sha}`" for name, sha in sorted(files.items())),
+        "The resolved config:",
+        f"```json\n{_fenced(json.dumps(config, indent=1))}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _data_table(rounds: list[dict[str, Any]], task: Mapping[str, Any]) -> str:
+    seed = f"Labelled problems: {task['seed_problems']} at most."
+    rows = []
+    for entry in rounds:
+        metrics = entry.get("metrics", {})
+        if entry["round"] >= 0:
+            rows.append([round_label(entry["round"]), *(_number(metrics.get(c)) for c in _COUNTS)])
+    if not rows:
+        return f"{seed} Nothing was sampled: this is the base."
+    return f"{seed}\n\n{markdown_table(['round', 'samples', 'kept', 'kept that are right'], rows)}"
+
+
+def _scores(rounds: list[dict[str, Any]]) -> str:
+    """A table a metric: rounds by difficulty."""
+    names = dict.fromkeys(name for entry in rounds for name in entry.get("evals", {}))
+    metrics = dict.fromkeys(split_eval(name)[2] for name in names)
+    blocks = []
+    for metric in metrics:
+        for task, by_difficulty in curves({"rounds": rounds}, metric).items():
+            unit = "share" if is_share(metric) else "value"
+            table = markdown_table(
+                ["round", *(f"difficulty {d}" for d in by_difficulty)],
+                [
+                    [round_label(e["round"])]
+                    + [_number(values.get(e["round"])) for values in by_difficulty.values()]
+                    for e in rounds
+                ],
+            )
+            blocks.append(f"{escape_markdown(f'{task}: {metric} ({unit})')}\n\n{table}")
+    return "\n\n".join(blocks) or "Nothing was measured."
+
+
+def _origin(environment: Mapping[str, Any], params_sha256: str) -> str:
+    commit = environment.get("git_commit") or "not recorded"
+    changed = " with uncommitted changes" if environment.get("git_dirty") else ""
+    versions = ", ".join(f"{n} {environment[n]}" for n in ("python", "jax") if n in environment)
+    return (
+        f"Commit `{_code(commit)}`{changed}; {escape_markdown(versions)} on "
+        f"{escape_markdown(str(environment.get('device', 'an unknown device')))}. Parameters in "
+        f"the run's store: SHA-256 `{params_sha256}`."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _code(text: str) -> str:
+    """Text between single backticks."""
+    return " ".join(str(text).replace("`", "'").split())
+
+
+def _fenced(text: str) -> str:
+    """Text between fences, which it cannot close."""
+    return str(text).replace("```", "'''")

@@ -1,0 +1,185 @@
+"""A run's model as a folder: what transformers and PEFT make of it, and what its card says."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+from processes import ROOT  # noqa: E402
+from published import compiled, run, sums  # noqa: E402
+from small_models import save_llama  # noqa: E402
+from small_tokenizers import CHATML  # noqa: E402
+
+from karploop.catalogue import read_catalogue  # noqa: E402
+from karploop.errors import UserError  # noqa: E402
+from karploop.export import _artifact, export  # noqa: E402
+from karploop.models.peft import load_peft  # noqa: E402
+from karploop.retention import Policy as Retention  # noqa: E402
+from karploop.retention import execute, plan  # noqa: E402
+from karploop.roles import LocalModel  # noqa: E402
+from karploop.sampling.distributions import GREEDY  # noqa: E402
+from karploop.store import Store  # noqa: E402
+
+LEARNING = dict(train__optimizer=dict(learning_rate=0.1))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_llama(tmp_path_factory.mktemp("model"), CHATML)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return sums(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="module")
+def workdir(model, task, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("w")
+    run(folder, model=model, task=task, **LEARNING)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(workdir):
+    return export(str(workdir), str(workdir / "merged"))
+
+
+def trained_params(workdir, model, task, round=1):
+    """The parameters of a round as the loop itself samples from them."""
+    summary = json.loads((workdir / "runs" / "run" / "summary.json").read_text())
+    key = summary["rounds"][round + 1]["stages"]["train"]
+    artifact = _artifact(read_catalogue(Store(str(workdir))), ("train", key))
+    weights = compiled(model, task, 2).weights
+    weights._live = {}
+    return weights.load(artifact), artifact, weights
+
+
+def test_transformers_gives_the_same_greedy_texts(workdir, merged, model, task):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    params, *_ = trained_params(workdir, model, task)
+    sampler, policy = compiled(model, task, 2).sampler, compiled(model, task, 2).policy
+    prompts = ["1 + 2", "8 + 8", "0 + 5", "7 + 3"]
+    ours = sampler.complete(
+        params, [policy.prompting.prompt(p) for p in prompts], range(4),
+        jax.random.key(0), samples=1, sampling=GREEDY,
+        limits=[policy.completion_length] * 4, batch=4,
+    )  # fmt: skip
+    theirs = AutoModelForCausalLM.from_pretrained(merged)
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    shots = policy.prompting._shots
+    for prompt, [completion] in zip(prompts, ours, strict=True):
+        ids = tokenizer(shots.render(prompt), return_tensors="pt").input_ids
+        with torch.no_grad():
+            out = theirs.generate(ids, do_sample=False, max_new_tokens=len(completion.tokens))
+        assert out[0, ids.shape[1] :].tolist() == completion.tokens
+
+
+def test_export_and_import_give_back_the_parameters(workdir, merged, model, task):
+    params, _, weights = trained_params(workdir, model, task)
+    again = LocalModel.describe(str(merged))
+    _, read = again.load(weights.mesh)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    assert again.tokenizer == LocalModel.describe(model).tokenizer
+
+
+def test_an_adapter_alone_is_pefts(workdir, model, task, tmp_path):
+    folder = export(str(workdir), str(tmp_path / "adapter"), adapter=True)
+    _, artifact, weights = trained_params(workdir, model, task)
+    wanted, lora = weights.read_adapter(artifact)
+    found, kind = load_peft(folder, weights)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert kind.scale == lora.scale
+    assert not list(folder.glob("model*.safetensors"))
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_an_earlier_round_and_the_base(workdir, model, task, tmp_path):
+    first, *_ = trained_params(workdir, model, task, round=0)
+    weights = compiled(model, task, 2).weights
+    folder = export(str(workdir), str(tmp_path / "first"), round=0)
+    _, read = LocalModel.describe(str(folder)).load(weights.mesh)
+    jax.tree.map(np.testing.assert_array_equal, read, first)
+    base = export(str(workdir), str(tmp_path / "base"), round=-1, dtype="bfloat16")
+    _, read = LocalModel.describe(str(base)).load(weights.mesh)
+    _, original = LocalModel.describe(model).load(weights.mesh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), read, original)
+
+
+def test_the_card_says_how_it_was_made(workdir, merged, model):
+    card = (merged / "README.md").read_text()
+    assert card.startswith('---\nlibrary_name: "transformers"')
+    summary = json.loads((workdir / "runs" / "run" / "summary.json").read_text())
+    last = summary["rounds"][-1]
+    said = [summary["params_sha256"], model, "low-rank adapter of rank 2", "`none`"]
+    said += [f"| 1 | {last['metrics']['samples']:.4g} | {last['metrics']['kept']:.4g} |"]
+    said += [f"| 1 | {last['evals']['sums/1/pass@1']:.4g} |", '"max_new_tokens": 6', "python -m"]
+    for text in said:
+        assert text in card, text
+    base = LocalModel.describe(model).files()
+    assert all(f"- `{name}`, SHA-256 `{sha}`" in card for name, sha in base.items())
+
+
+def test_mistakes(workdir, model, task, tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    for arguments, message in [
+        (dict(output=str(taken)), "is not an empty folder"),
+        (dict(run="rum"), "did you mean 'run'?"),
+        (dict(round=7), "has the rounds -1 (the base) to 1, not 7"),
+        (dict(round=-1, adapter=True), "has no adapter"),
+        (dict(workdir=str(tmp_path / "nowhere")), "nowhere"),
+    ]:
+        asked = dict(workdir=str(workdir), output=str(tmp_path / "out")) | arguments
+        with pytest.raises(UserError) as error:
+            export(**asked)
+        assert message in str(error.value)
+        assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_base_that_has_changed_is_refused(model, task, tmp_path):
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in pathlib.Path(model).iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    run(tmp_path / "w", model=str(copy), task=task, rounds=0, fresh=True)
+    [weights] = copy.glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="has changed since the run started from it"):
+        export(str(tmp_path / "w"), str(tmp_path / "out"))
+
+
+def test_a_collected_run_still_exports_what_was_kept(model, task, tmp_path):
+    run(tmp_path, model=model, task=task, rounds=3, train__lora=dict(rank=0), fresh=True,
+        retention=dict(last=1, best=0))  # fmt: skip
+    store = Store(str(tmp_path))
+    with store.gate(exclusive=True):
+        execute(store, plan(read_catalogue(store), Retention(), live=set()))
+    export(str(tmp_path), str(tmp_path / "last"))
+    with pytest.raises(UserError, match="were collected"):
+        export(str(tmp_path), str(tmp_path / "first"), round=0)
+
+
+def test_the_command(workdir, tmp_path):
+    command = [sys.executable, "-m", "experiments.export", f"--workdir={workdir}", "--run=run"]
+    done = subprocess.run(
+        [*command, f"--output={tmp_path / 'out'}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    done = subprocess.run(
+        [*command, f"--output={tmp_path / 'out'}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
