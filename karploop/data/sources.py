@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from karploop.config import Config
 from karploop.data.baselines import majority_answer, random_answer_accuracy
-from karploop.data.decontaminate import find_overlaps
+from karploop.data.decontaminate import CLEAN, EXACT, NGRAM, QUOTED, find_overlaps
 from karploop.data.problems import draw, draw_mixture
 from karploop.data.prompting import Prompting
 from karploop.data.tasks import Task
@@ -31,6 +31,7 @@ from karploop.stages import StageContext
 
 BASELINES_FILE, OVERLAPS_FILE = "baselines.json", "overlaps.json"
 _BLIND = 256  # training problems from which blind answers are learnt
+_FRAME = 1024  # training prompts that tell what all prompts of a task have in common
 
 
 def held_out_prompts(
@@ -79,7 +80,7 @@ def labelled_prompts(
         rng=rng or np.random.default_rng(0),
     )
     held_out = [prompt for some in held_out_prompts(task, config) for prompt in some]
-    return _clean(prompts, held_out)[0]
+    return _clean(task, prompts, held_out, config.task.held_out)[0]
 
 
 def seed_data(
@@ -174,7 +175,7 @@ def round_prompts(
     if len(prompts) < count:
         context.say(f"prompts: only {len(prompts)} of the {count} wanted exist")
     known = Problems.from_table(context.inputs["held_out"].table(HELD_OUT_FILE)).prompts
-    prompts, overlaps = _clean(prompts, known)
+    prompts, overlaps = _clean(task, prompts, known, held_out)
     if any(overlaps.values()):
         counts = ", ".join(f"{number} {kind}" for kind, number in overlaps.items())
         context.say(f"prompts: dropped for their overlap with held-out problems: {counts}")
@@ -188,11 +189,30 @@ def round_prompts(
     (context.directory / OVERLAPS_FILE).write_text(json.dumps(overlaps, indent=1) + "\n")
 
 
-def _clean(prompts: list[str], held_out: Sequence[str]) -> tuple[list[str], dict[str, int]]:
-    """The prompts without overlap, and how many had one, by kind."""
-    found = find_overlaps(held_out, prompts)
-    clean = [prompt for prompt, kept in zip(prompts, found.clean_S, strict=True) if kept]
-    return clean, {kind: found.summary[kind] for kind in ("exact", "quoted", "ngram")}
+def _clean(
+    task: Task, prompts: list[str], held_out: Sequence[str], fraction: float
+) -> tuple[list[str], dict[str, int]]:
+    """The prompts without overlap, and how many had one, by kind.
+
+    What a task's prompts have in common is told by many of them, however few are to be cleaned.
+    """
+    found = find_overlaps(held_out, [*prompts, *_others(task, prompts, fraction)])
+    reasons = found.reasons[: len(prompts)]
+    clean = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if reason == CLEAN]
+    return clean, {kind.replace("-", ""): reasons.count(kind) for kind in (EXACT, QUOTED, NGRAM)}
+
+
+def _others(task: Task, prompts: list[str], fraction: float) -> list[str]:
+    """More prompts of the same difficulties, where `prompts` are few and there are any."""
+    if len(prompts) >= _FRAME:
+        return []
+    difficulties = sorted({task.difficulty(prompt) for prompt in prompts})
+    rng, known = np.random.default_rng(0), frozenset(prompts)
+    settings = dict(held_out=False, fraction=fraction, rng=rng, exclude=known)
+    try:
+        return draw_mixture(task, difficulties, _FRAME, **settings)
+    except UserError:  # there are no others
+        return []
 
 
 def _with_answers(task: Task, prompts: Sequence[str]) -> Problems:

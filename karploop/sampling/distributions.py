@@ -55,6 +55,8 @@ def draw(keys_B: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Ar
     """One token a row, int32_B, each row from its own key."""
     if sampling.temperature == 0.0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+    if sampling == Sampling():
+        return categorical(keys_B, logits_BxV)
     return categorical(keys_B, filtered_logits(logits_BxV, sampling))
 
 

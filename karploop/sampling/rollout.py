@@ -96,9 +96,14 @@ def rollout(
         """Draws and records the token at `state.step` from its logits."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_R, state.step)
         token_R = draw(keys, logits_RxV, sampling)
-        logprobs_RxV = jax.nn.log_softmax(logits_RxV)
-        logprob_R = jnp.take_along_axis(logprobs_RxV, token_R[:, None], axis=1)[:, 0]
-        entropy_R = -jnp.sum(jnp.exp(logprobs_RxV) * logprobs_RxV, axis=-1)
+        # Over a large vocabulary most of the time goes into exponentials: one for each logit, which
+        # drawing shares where nothing is filtered, gives both numbers.
+        below_RxV = logits_RxV - jnp.max(logits_RxV, axis=-1, keepdims=True)
+        mass_RxV = jnp.exp(below_RxV)
+        whole_R = mass_RxV.sum(axis=-1)
+        picked_R = jnp.take_along_axis(below_RxV, token_R[:, None], axis=1)[:, 0]
+        logprob_R = picked_R - jnp.log(whole_R)
+        entropy_R = jnp.log(whole_R) - jnp.sum(mass_RxV * below_RxV, axis=-1) / whole_R
 
         def put(array_RxT, value_R, padding):
             value_R = jnp.where(state.done_R, padding, value_R).astype(array_RxT.dtype)
