@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import tiny
+from processes import ROOT
 from small_models import save_llama
 from small_tokenizers import CHATML
 
@@ -86,6 +87,19 @@ def test_overrides_are_taken_out_of_the_command_line_in_every_spelling():
     )
     assert rest == ["run", "--config=a.py", "--workdir=w"]
     assert overrides == {"a.b": "1", "c": "x=y", "flag": "true"}
+
+
+CONFIGS = {"addition": "tiny", "reversal": "", "checkpoint": "chat", "gemma3_270m": ""}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configs_are_valid(name):
+    assert set(CONFIGS) == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    for argument in {"", CONFIGS[name]}:
+        spec = f"{ROOT}/configs/{name}.py" + (f":{argument}" if argument else "")
+        assert cli.load_config(spec, {}).rounds > 0
+    with pytest.raises(UserError, match="refuses the argument"):
+        cli.load_config(f"{ROOT}/configs/{name}.py:nonsense", {})
 
 
 def _record_reads(monkeypatch, reads: set[tuple[str, str]]) -> None:

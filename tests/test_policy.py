@@ -135,6 +135,14 @@ def test_lineage_leads_to_the_checkpoint(finished):
     assert "a published checkpoint" in shown and "fresh parameters" not in shown
 
 
+def test_all_stages_of_a_run_are_within_its_reach(finished):
+    """What garbage collection spares while a run is live."""
+    workdir, _ = finished
+    catalogue = read_catalogue(Store(str(workdir)))
+    config = next(run.config for run in catalogue.runs if run.name == "run")
+    assert catalogue.reach(config) == set(catalogue.manifests)
+
+
 def test_everything_is_trained_without_an_adapter(model, task, tmp_path):
     summary = run(tmp_path, model=model, task=task, train__lora=dict(rank=0), rounds=1, fresh=True)
     key = summary["rounds"][1]["stages"]["train"]
