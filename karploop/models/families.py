@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from karploop.config import ModelConfig, nearest
+from karploop.config import ModelConfig
 from karploop.errors import UserError
 
 _SILU, _GELU = ("silu", "swish"), ("gelu_pytorch_tanh", "gelu_tanh")
@@ -253,8 +253,10 @@ class _Reader:
 def _family(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type", "")
     if model_type not in FAMILIES:
-        guess = nearest(model_type, FAMILIES) if model_type else f"known: {', '.join(FAMILIES)}"
-        raise UserError(f"the model's config.json has the model_type '{model_type}': {guess}")
+        raise UserError(
+            f"the model's config.json has the model_type '{model_type}', and the decoder covers "
+            f"{', '.join(FAMILIES)}"
+        )
     return FAMILIES[model_type]
 
 
