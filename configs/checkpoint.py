@@ -4,7 +4,7 @@ r"""A published model teaches itself on a GPU or a TPU VM: any Llama, Qwen or Ge
         --config.roles.policy.path=/path/to/model --config.task.name='file:problems.jsonl'
 
 The path is a Hugging Face folder (config.json, *.safetensors, tokenizer) or a .gguf file. The task
-is any that `karploop/config.py` lists: a file of {"prompt", "answer"} rows, Reasoning Gym (the
+is any that README lists: a file of {"prompt", "answer"} rows, Reasoning Gym (the
 default here, `pip install reasoning-gym`), a tensorflow-datasets name.
 
 The argument says how the model is asked. `base` (the default): eight solved problems before every

@@ -33,7 +33,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from karploop.data.messages import ROLES, Message, check_messages
+from karploop.data.chat_template import ChatTemplate, at_start_of, within
+from karploop.data.messages import Message, check_messages
+from karploop.data.space_prefix import Prefix, without_prefix
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
 
@@ -46,11 +48,8 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-_MARKS = tuple(map(chr, range(0xF0000, 0xF0010)))  # private use: no text has all of them
 _TODAY = datetime.date(2024, 7, 26)  # what Llama's templates fall back on
 _CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 class _Specials(NamedTuple):
@@ -74,8 +73,8 @@ class PretrainedTokenizer:
         control: Mapping[str, int],
         unknown: str | None,
         specials: _Specials,
-        prefix: _Prefix,
-        chat: _Chat | None,
+        prefix: Prefix,
+        chat: ChatTemplate | None,
         identity: str,
     ):
         """`backend` is a `tokenizers.Tokenizer` that adds no space and matches no control token."""
@@ -90,7 +89,7 @@ class PretrainedTokenizer:
         self._identity = identity
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._vocab_size = max(vocabulary.values()) + 1
-        self._starts_control = _at_start_of(control)
+        self._starts_control = at_start_of(control)
         # What no text and no template brings about need not have an embedding.
         written = {i for token, i in control.items() if chat and chat.may_write(token)}
         kept = {*specials.stop, specials.pad, specials.bos, *written} - {None}
@@ -278,7 +277,7 @@ class PretrainedTokenizer:
         text, spans = chat.text(marked, add_generation_prompt=False)
         return self._tokens(marked.mark, text, chat.turns(marked, text, spans, strict=True))
 
-    def _template(self) -> _Chat:
+    def _template(self) -> ChatTemplate:
         if self._chat is None:
             raise UserError(
                 "this tokenizer has no chat template: it belongs to a base model. Use the "
@@ -299,7 +298,7 @@ class PretrainedTokenizer:
             inner = [at for at in borders if position < at < end]
             edges = [position, *inner, end]
             for start, stop in zip(edges[:-1], edges[1:], strict=True):
-                piece, learn = text[start:stop], _within(start, spans)
+                piece, learn = text[start:stop], within(start, spans)
                 # After a control token, or at the very start. A sampled answer that begins with a
                 # space has the one that the tokenizer would put.
                 if start == position and not (learn and piece.startswith(" ")):
@@ -310,7 +309,7 @@ class PretrainedTokenizer:
                 targets += [learn] * len(new)
             if control:
                 ids.append(control.id)
-                targets.append(_within(control.start, spans))
+                targets.append(within(control.start, spans))
                 position = control.end
         return ids, targets
 
@@ -438,7 +437,7 @@ def _wrap(
             token["special"] = True
             flags[content] = (token["lstrip"], token["rstrip"])
             control[content] = token["id"]
-    plain, prefix = _without_prefix(rules)
+    plain, prefix = without_prefix(rules)
     backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
     backend.encode_special_tokens = True  # special tokens in text are text
 
@@ -455,7 +454,7 @@ def _wrap(
         words = [t["content"] for t in rules["added_tokens"] if not t["content"].isspace()]
         written = [w for w in words if w in template]
         names = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-        chat = _Chat(template, names | variables, control, flags, written)
+        chat = ChatTemplate(template, names | variables, control, flags, written)
         # A chat model whose end token is a document's still ends its turns in the template's way.
         stops = tuple(dict.fromkeys([*stops, *chat.ends_turn()]))
         chat.stop_ids = stops
@@ -475,273 +474,3 @@ def _wrap(
         json.dumps(described, sort_keys=True, ensure_ascii=True).encode()
     ).hexdigest()
     return cls(backend, control, tokenizer.unk_token, specials, prefix, chat, identity)
-
-
-class _Prefix(NamedTuple):
-    """The space that a tokenizer puts before text."""
-
-    scheme: str  # "never"; "first": where a document begins; "always": after control tokens too
-    unless_space: bool  # whether text that begins with a space gets none
-
-    def put(self, text: str, *, first: bool) -> str:
-        if not text or self.scheme == "never" or (self.scheme == "first" and not first):
-            return text
-        if self.unless_space and text[0] in (" ", _SPACE):
-            return text
-        return " " + text
-
-
-def _without_prefix(rules: dict[str, Any]) -> tuple[dict[str, Any], _Prefix]:
-    """The rules of a tokenizer that puts no space before text, and what this one puts."""
-    found = [_Prefix("never", False)]
-
-    def before(step: dict | None) -> dict | None:
-        if step is None:
-            return None
-        kind = step["type"]
-        if kind == "Sequence":
-            key = "normalizers" if "normalizers" in step else "pretokenizers"
-            return step | {key: [s for s in map(before, step[key]) if s is not None]}
-        if kind == "Prepend" and step["prepend"] == _SPACE:
-            found.append(_Prefix("always", False))
-            return None
-        if kind == "Metaspace" and step["prepend_scheme"] != "never":
-            found.append(_Prefix(step["prepend_scheme"], True))
-            return step | {"prepend_scheme": "never"}
-        if kind == "ByteLevel" and step["add_prefix_space"]:
-            found.append(_Prefix("always", True))
-            return step | {"add_prefix_space": False}
-        return step
-
-    def after(step: dict | None) -> dict | None:
-        if step is None:
-            return None
-        if step["type"] == "Sequence":
-            kept = [s for s in map(after, step["decoders"]) if s is not None]
-            return step | {"decoders": kept}
-        if step["type"] == "Strip" and step["content"] == " ":
-            return None
-        if step["type"] == "Metaspace":
-            return step | {"prepend_scheme": "never"}
-        return step
-
-    changed = rules | dict(
-        normalizer=before(rules["normalizer"]),
-        pre_tokenizer=before(rules["pre_tokenizer"]),
-        decoder=after(rules["decoder"]),
-    )
-    return changed, found[-1]
-
-
-class _Control(NamedTuple):
-    """A control token in a rendered text; `end` takes in the space that it swallows."""
-
-    id: int
-    start: int
-    end: int
-
-
-class _Marked(NamedTuple):
-    """Messages whose control strings are broken by `mark`."""
-
-    messages: list[dict[str, Any]]
-    mark: str
-
-
-class _Chat:
-    """A chat template and the control tokens that it writes."""
-
-    def __init__(
-        self,
-        template: str,
-        variables: dict[str, Any],
-        control: Mapping[str, int],
-        flags: Mapping[str, tuple[bool, bool]],
-        written: Sequence[str],
-    ):
-        """
-        Args:
-          variables: what the template reads besides the messages.
-          control: strings of control tokens and their ids.
-          flags: of each, whether it swallows the space on its left and on its right.
-          written: added tokens of any kind in the template's own text.
-        """
-        self.template = template
-        self.variables = variables
-        self.stop_ids: tuple[int, ...] = ()  # tell the token that ends a turn among several
-        self.has_blocks = bool(_GENERATION.search(template))
-        self._id_of = control
-        self._control = re.compile(_any_of(control, flags))
-        self._hostile_to_all = _at_start_of(control)
-        self._hostile = _at_start_of([*control, *written])
-
-    def may_write(self, token: str) -> bool:
-        """Whether the template may write a control token: itself, as a variable, or by a role."""
-        named = token in self.template or token in self.variables.values()
-        return named or any(role in token for role in ROLES)
-
-    def mark(self, messages: list[dict[str, Any]]) -> _Marked:
-        everything = json.dumps(messages, ensure_ascii=False, default=str) + self.template
-        mark = next((m for m in _MARKS if m not in everything), None)
-        if mark is None:
-            raise UserError("the messages have all of the private characters U+F0000 to U+F000F")
-
-        def broken(value: Any, hostile: re.Pattern) -> Any:
-            if isinstance(value, str):
-                return hostile.sub(lambda m: m[0] + mark, value)
-            if isinstance(value, Mapping):
-                return {broken(k, hostile): broken(v, hostile) for k, v in value.items()}
-            if isinstance(value, list | tuple):
-                return [broken(v, hostile) for v in value]
-            return value
-
-        def message(m: dict[str, Any]) -> dict[str, Any]:
-            own = m["role"] == "assistant"
-            hostile = self._hostile_to_all if own else self._hostile
-            return {k: v if k == "role" else broken(v, hostile) for k, v in m.items()}
-
-        return _Marked([message(m) for m in messages], mark)
-
-    def text(
-        self, marked: _Marked, add_generation_prompt: bool
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered chat, and the spans (of characters) of its {% generation %} blocks."""
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            texts, spans = render_jinja_template(
-                [marked.messages],
-                chat_template=self.template,
-                add_generation_prompt=add_generation_prompt,
-                return_assistant_tokens_mask=self.has_blocks,
-                **self.variables,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = ", ".join(m["role"] for m in marked.messages) or "none"
-            raise UserError(
-                f"the chat template refuses the messages (roles: {roles}): {error}"
-            ) from error
-        return texts[0], list(spans[0]) if spans else []
-
-    def controls(self, text: str) -> list[_Control]:
-        """The control tokens of a rendered text, in order."""
-        found = []
-        for match in self._control.finditer(text):
-            token = match[0] if match[0] in self._id_of else match[0].strip()
-            found.append(_Control(self._id_of[token], *match.span()))
-        return found
-
-    def turns(
-        self, marked: _Marked, text: str, blocks: list[tuple[int, int]], *, strict: bool
-    ) -> list[tuple[int, int]]:
-        """Spans of what the assistants wrote in `text`, the tokens that end their turns included.
-
-        Args:
-          text, blocks: what `self.text` gave for the messages.
-          strict: whether to raise where they cannot be told; otherwise these are left out.
-        """
-        answers = [i for i, m in enumerate(marked.messages) if m["role"] == "assistant"]
-        if not answers:
-            return []
-        if self.has_blocks:
-            ends = [self._end(text, *block) for block in blocks]
-            if strict and not any(ends):
-                raise UserError(
-                    "the chat template's {% generation %} blocks "
-                    + ("have no token that ends the turn" if blocks else "hold no message")
-                    + ", so that a model could not learn to stop"
-                )
-            return [(start, end or stop) for (start, stop), end in zip(blocks, ends, strict=True)]
-        spans = []
-        for i in answers:
-            try:
-                spans.append(self._turn(marked, text, i))
-            except UserError:
-                if strict:
-                    raise
-        return spans
-
-    def ends_turn(self) -> list[int]:
-        """The token that ends an assistant's turn, where that can be told."""
-        messages = [dict(role="user", content="a"), dict(role="assistant", content="b")]
-        marked = self.mark(messages)
-        try:
-            text, blocks = self.text(marked, add_generation_prompt=False)
-            spans = self.turns(marked, text, blocks, strict=True)
-        except UserError:
-            return []  # whoever renders a chat will be told
-        return [c.id for c in self.controls(text) if c.end == spans[-1][1]]
-
-    def _turn(self, marked: _Marked, text: str, i: int) -> tuple[int, int]:
-        """The span of message `i`, found by rendering the chat up to it."""
-        if i == 0:
-            raise UserError(
-                "message 0 is the assistant's: nothing asks for it, so that it cannot be learnt; "
-                "begin with a system or user message"
-            )
-        before, _ = self.text(_Marked(marked.messages[:i], marked.mark), True)
-        upto, _ = self.text(_Marked(marked.messages[: i + 1], marked.mark), False)
-        if not upto.startswith(before):
-            raise UserError(
-                f"message {i}: the chat template does not write this assistant's turn as a "
-                f"continuation of what asks for it. It asks with {_tail(before, upto)}, and "
-                f"writes {_tail(upto, before)}. Give the template's {{% generation %}} blocks"
-            )
-        end = self._end(upto, len(before), len(upto))
-        if end is None:
-            raise UserError(
-                f"message {i}: the chat template writes no special token after this assistant's "
-                "turn, so that a model could not learn to stop"
-            )
-        if not text.startswith(upto[:end]):
-            raise UserError(
-                f"message {i}: the chat template writes this assistant's turn differently when "
-                f"other messages follow: {_tail(upto[:end], text)} becomes "
-                f"{_tail(text, upto[:end])}. Make an example of each turn, of the messages up to "
-                "it, or drop what the template takes out (earlier reasoning, as a rule)"
-            )
-        return len(before), end
-
-    def _end(self, text: str, start: int, stop: int) -> int | None:
-        """Where the token ends that closes the turn in a span, or right after the span."""
-        controls = [c for c in self.controls(text) if start <= c.start <= stop]
-        inside = [c for c in controls if c.start < stop]
-        # Several may stand at the end: those of tool calls first, or a last one for the whole chat.
-        closing: list[_Control] = []
-        for control in reversed(inside):
-            if text[control.end : closing[0].start if closing else stop].strip():
-                break
-            closing.insert(0, control)
-        closing = closing or controls[len(inside) :] or inside[-1:]
-        known = [c for c in closing if c.id in self.stop_ids]
-        return (known or closing)[0].end if closing else None
-
-
-def _any_of(tokens: Iterable[str], flags: Mapping[str, tuple[bool, bool]] | None = None) -> str:
-    """A pattern for the longest of the strings, with the space that `flags` has them swallow.
-
-    Grouped by first character: some tokenizers have thousands, which would be tried at every place.
-    """
-    groups: dict[str, list[str]] = {}
-    for token in sorted(tokens, key=len, reverse=True):
-        left, right = (flags or {}).get(token, (False, False))
-        head = r"\s*" * left + re.escape(token[0])
-        groups.setdefault(head, []).append(re.escape(token[1:]) + r"\s*" * right)
-    return "|".join(f"{head}(?:{'|'.join(tails)})" for head, tails in groups.items()) or "(?!)"
-
-
-def _at_start_of(tokens: Iterable[str]) -> re.Pattern:
-    """Matches the first character of any of the strings, so that overlapping ones all count."""
-    return re.compile(f"(?={_any_of(tokens)}).", re.DOTALL)
-
-
-def _within(at: int, spans: Iterable[tuple[int, int]]) -> bool:
-    return any(start <= at < end for start, end in spans)
-
-
-def _tail(text: str, other: str) -> str:
-    """Some of `text` from where it parts from `other`."""
-    pairs = zip(text, other, strict=False)
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other)))
-    return repr(text[max(0, at - 20) : at + 40])
