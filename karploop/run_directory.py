@@ -25,7 +25,7 @@ from karploop.mesh import is_main
 from karploop.reporting.plots import run_plot
 from karploop.reporting.tables import run_table
 from karploop.reporting.writer import RunWriter, write_json_atomic
-from karploop.stages import provenance
+from karploop.stages import peak_host_bytes, provenance
 from karploop.store import Store, digest
 from karploop.training.train import STEPS_FILE
 
@@ -106,6 +106,7 @@ class RunDirectory:
             "params_sha256": whole,
             "params_sha256_by_member": params_sha256,
             "seconds": round(seconds, 1),
+            "peak_host_bytes": peak_host_bytes(),
         }
         table = run_table(self.summary)
         write_atomic(self.path / "accuracy.txt", (table + "\n").encode())
@@ -147,7 +148,8 @@ class RunDirectory:
 def environment() -> dict[str, Any]:
     """Versions, hardware, command and git state of this process."""
     found = provenance(0.0)
-    del found["seconds"], found["finished"]
+    for name in ("seconds", "finished", "peak_host_bytes"):
+        del found[name]
     here = pathlib.Path(__file__).parent
 
     def git(*arguments: str) -> str | None:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -272,7 +273,21 @@ def provenance(seconds: float) -> dict[str, Any]:
         "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
         "processes": jax.process_count(),
         "cpus": os.cpu_count(),
+        "peak_host_bytes": peak_host_bytes(),
     }
+
+
+def peak_host_bytes() -> int:
+    """The most memory that this process has held at once so far (resident; 0 where unknown).
+
+    On a CPU that is all there is; an accelerator's own memory is not in it.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _module(function: Callable) -> str:

@@ -39,6 +39,7 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     assert [r["round"] for r in summary["rounds"]] == [-1, 0, 1]
     assert len(summary["params_sha256"]) == 64
     assert summary["seconds"] > 0
+    assert 1e8 < summary["peak_host_bytes"] < 1e11
     for entry in summary["rounds"]:
         assert set(entry["evals"]) >= {"reverse_addition/2/exact_match", "reverse_addition/2/nll"}
         for stage, key in entry["stages"].items():
