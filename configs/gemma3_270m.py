@@ -29,7 +29,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             prompt=dict(
                 shots=8, question="Q: {prompt}\nA:", answer=" {answer}", stop="\n", max_new_tokens=8
             ),
-            model=dict(scan=True),
             generate=dict(prompts=256, samples=8, difficulty_step=0, batch=32),
             filter=dict(name="verifier", on_empty="skip"),
             train=dict(
