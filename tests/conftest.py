@@ -22,6 +22,16 @@ hypothesis.settings.register_profile("karploop", deadline=None)  # a busy machin
 hypothesis.settings.load_profile("karploop")
 
 
+LONGEST = ("resume", "lora", "object_store", "policy", "export", "distributed", "gc", "parity")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes come first, so that no process is left with one at the end."""
+    names = [f"test_{name}" for name in LONGEST]
+    order = {name: place for place, name in enumerate(names)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(names)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_processes(tmp_path_factory):
     """Processes that tests start share a compilation cache of this session, not the user's."""

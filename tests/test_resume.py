@@ -24,7 +24,7 @@ import pytest
 from processes import ROOT, Fault, Loop, Outcome, finish, leftovers
 
 STAGES = (  # in the order of the loop
-    "seed", "held_out", "warmup", "evaluate", "prompts", "generate", "filter", "watch", "train",
+    "held_out", "seed", "warmup", "evaluate", "prompts", "generate", "filter", "watch", "train",
 )  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def test_damaged_chunk_and_checkpoint(tmp_path, reference):
     assert loop.wait() == -signal.SIGKILL
     array = max(workdir.glob("partial/warmup/*/checkpoints/6/state/**/d/*"), key=os.path.getsize)
     flip(array)
-    loop = Loop(workdir, fault=Fault("kill", "chunk-", 6))
+    loop = Loop(workdir, fault=Fault("kill", r"partial/generate/\S+chunk-", 6))
     assert loop.wait() == -signal.SIGKILL
     assert str(array) in loop.stderr
     assert "3/10" in loop.stderr or "warmup  10/10" in loop.stderr
@@ -257,7 +257,7 @@ def test_other_chunks_than_before(tmp_path, reference):
     It may change the last bit of a log-probability, so what is compared is the text.
     """
     workdir = tmp_path / "workdir"
-    loop = Loop(workdir, fault=Fault("kill", "chunk-", 6))
+    loop = Loop(workdir, fault=Fault("kill", r"partial/generate/\S+chunk-", 6))
     assert loop.wait() == -signal.SIGKILL
     [key] = [path.name for path in workdir.glob("partial/generate/*")]
     # Under another name, as a run's own config is fixed; the two share their stages.
@@ -302,7 +302,7 @@ def test_two_processes(tmp_path, reference):
 
 def test_a_killed_holder_holds_nothing(tmp_path, reference):
     workdir = tmp_path / "workdir"
-    first = Loop(workdir, fault=Fault("pause", "chunk-", 5))
+    first = Loop(workdir, fault=Fault("pause", r"partial/generate/\S+chunk-", 5))
     first.wait_until(lambda: "faults: pause" in first.stderr)
     other = Loop(workdir, run="other")
     other.wait_until(lambda: "waiting for generate-" in other.stderr)
