@@ -154,6 +154,8 @@ def _may_belong(manifest: Manifest, config: Mapping[str, Any]) -> bool:
         return False
     section = config.get("task" if manifest.stage == SEED else manifest.stage)
     known = dict(section) if isinstance(section, Mapping) else {}
+    if manifest.stage == SEED:
+        known.pop("name", None)  # a stage has the task's content there, too
     if not (config.get("roles") or {}).get("policy", {}).get("path"):  # which brings its own
         known["model"] = config.get("model")
     return all(value == known[k] for k, value in manifest.config.items() if k in known)

@@ -121,7 +121,9 @@ def test_the_card_says_how_it_was_made(workdir, merged, model):
     last = summary["rounds"][-1]
     said = [summary["params_sha256"], model, "low-rank adapter of rank 2", "`none`"]
     said += [f"| 1 | {last['metrics']['samples']:.4g} | {last['metrics']['kept']:.4g} |"]
-    said += [f"| 1 | {last['evals']['sums/1/pass@1']:.4g} |", '"max_new_tokens": 6', "python -m"]
+    said += [f"| 1 | {last['evals']['sums/1/pass@1']:.4g} |", '"max_new_tokens": 6']
+    environment = json.loads((workdir / "runs" / "run" / "environment.json").read_text())
+    said += [environment["command"]]
     for text in said:
         assert text in card, text
     base = LocalModel.describe(model).files()
