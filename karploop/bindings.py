@@ -140,7 +140,7 @@ class Bindings:
     def prompts(self, index: int, newest: int) -> Artifact:
         difficulties = window(self.config, newest)
         count = self.config.generate.prompts
-        shown = list(self.m.policy.shown)
+        shown = list(self.m.policy.prompting.shown)
         return self._run(
             "prompts",
             functools.partial(

@@ -45,11 +45,6 @@ class Policy:
         """Tokens of the longest text that is sampled, start and stop token included."""
         return len(self.prompting.prefix) + self.prompt_length + self.completion_length + 2
 
-    @property
-    def shown(self) -> Sequence[str]:
-        """Prompts of the solved examples that stand before every prompt."""
-        return self.prompting.shown
-
     def limit(self, task: Task, difficulty: int) -> int:
         """Most tokens of a completion at a difficulty, without its stop token."""
         return self.completion_length if self.role else task.max_completion_length(difficulty)

@@ -92,7 +92,8 @@ class _Asking:
         table = {"prompt": prompts, "answer": texts, "right": right}
         table["nll"] = [None] * len(rows)
         if self.task.answered:
-            table["nll"] = self._nll(params, prompts, problems.answers[rows.start : rows.stop])
+            gold = problems.answers[rows.start : rows.stop]
+            table["nll"] = self._nll(params, prompts, asked, gold)
         if n := self.config.samples:
             sampling = Sampling(self.config.temperature)
             drawn = self._complete(params, prompts, asked, rows, sampling, n)
@@ -131,9 +132,8 @@ class _Asking:
         ]
         return texts, right
 
-    def _nll(self, params, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    def _nll(self, params, prompts: Sequence[str], asked, answers: Sequence[str]) -> list[float]:
         """Of each gold answer, in nats a token."""
-        asked = [self.prompting.prompt(prompt) for prompt in prompts]
         pairs = zip(prompts, answers, strict=True)
         gold = [self.prompting.example(p, self.prompting.gold(a))[1] for p, a in pairs]
         scores = self.sampler.score(params, asked, gold, self.config.batch, stop=False)

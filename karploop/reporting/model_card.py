@@ -11,8 +11,8 @@ from karploop.reporting.tables import (
     escape_markdown,
     is_share,
     markdown_table,
+    measured,
     round_label,
-    split_eval,
 )
 
 _COUNTS = ("samples", "kept", "label_precision")
@@ -88,10 +88,8 @@ def _data_table(rounds: list[dict[str, Any]], task: Mapping[str, Any]) -> str:
 
 def _scores(rounds: list[dict[str, Any]]) -> str:
     """A table a metric: rounds by difficulty."""
-    names = dict.fromkeys(name for entry in rounds for name in entry.get("evals", {}))
-    metrics = dict.fromkeys(split_eval(name)[2] for name in names)
     blocks = []
-    for metric in metrics:
+    for metric in measured({"rounds": rounds}):
         for task, by_difficulty in curves({"rounds": rounds}, metric).items():
             unit = "share" if is_share(metric) else "value"
             table = markdown_table(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from karploop.reporting.statistics import Estimate
-from karploop.reporting.tables import curves, is_by_round, round_label, split_eval
+from karploop.reporting.tables import curves, is_by_round, measured, round_label
 
 _BASE_COLOUR = "#555555"
 _ARM_COLOUR = "#2a6f97"
@@ -58,9 +58,7 @@ def rounds_figure(summary: dict[str, Any], title: str) -> Figure | None:
 
     None where nothing was judged.
     """
-    metrics = dict.fromkeys(
-        split_eval(name)[2] for entry in summary["rounds"] for name in entry.get("evals", {})
-    )
+    metrics = measured(summary)
     judged = [m for m in metrics if m == "exact_match" or m.startswith("pass@")]
     if not judged:
         return None

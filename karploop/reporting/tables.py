@@ -59,14 +59,17 @@ def is_by_round(summary: dict[str, Any]) -> bool:
     return len({task for task, _ in names}) == len(names)
 
 
+def measured(summary: dict[str, Any]) -> list[str]:
+    """The metrics among a run's evals, each once, in the order in which they come up."""
+    names = (name for entry in summary["rounds"] for name in entry.get("evals", {}))
+    return list(dict.fromkeys(split_eval(name)[2] for name in names))
+
+
 def run_table(summary: dict[str, Any], width: int = 100) -> str:
     """All that was measured of a run, as text: by difficulty, or metric by metric."""
     if is_by_round(summary):
         return metrics_table(summary, width)
-    shares = dict.fromkeys(
-        split_eval(name)[2] for entry in summary["rounds"] for name in entry.get("evals", {})
-    )
-    shown = [m for m in shares if m.startswith("pass@")]
+    shown = [m for m in measured(summary) if m.startswith("pass@")]
     return "\n\n".join(accuracy_table(summary, m, width) for m in ("exact_match", *shown))
 
 
