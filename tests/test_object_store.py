@@ -21,6 +21,7 @@ import boto3  # noqa: E402
 from etils import epath  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
 from processes import RUN, Loop, Outcome, finish  # noqa: E402
+from s3fs.utils import FileExpired  # noqa: E402
 from said import Said  # noqa: E402
 
 from karploop import locks  # noqa: E402
@@ -91,14 +92,18 @@ def reopened(store: Store) -> Store:
 
 
 def objects(root: epath.Path) -> dict[str, bytes]:
-    """What there is under `root`, by relative name; what goes meanwhile is left out."""
+    """What there is under `root`, by relative name; what goes meanwhile is left out.
+
+    So is what another process is just writing: this server takes the hash of a new object beside
+    its lock, and two requests at that moment can be told two hashes, which s3fs refuses to read.
+    """
     found = {}
     with contextlib.suppress(FileNotFoundError):
         for path in root.iterdir():
             if path.is_dir():
                 found |= {f"{path.name}/{name}": data for name, data in objects(path).items()}
             else:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, FileExpired):
                     found[path.name] = path.read_bytes()
     return found
 
