@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             prompt=dict(
                 shots=8, question="Q: {prompt}\nA:", answer=" {answer}", stop="\n", max_new_tokens=4
             ),
-            generate=dict(prompts=128, samples=8, difficulty_step=0, batch=32),
+            generate=dict(prompts=128, samples=8, difficulty_step=0, batch=16),
             filter=dict(name="verifier", on_empty="skip"),
             train=dict(
                 steps=20,
@@ -38,6 +38,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 lora=dict(rank=16),
                 optimizer=dict(learning_rate=3e-4),
             ),
-            evaluate=dict(problems=128, difficulties=(1,), batch=40, samples=8),
+            evaluate=dict(problems=128, difficulties=(1,), batch=16, samples=8),
         )
     )
