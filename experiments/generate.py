@@ -7,14 +7,25 @@ Rows are {"prompt": text}, {"messages": [...]} or {"tokens": [...]}, as JSON lin
 Parquet; "-" is standard input or output. They come out in their order with all their fields and
 `completions`: [{text, tokens, logprobs, finish_reason}]. PATH is a Hugging Face folder, a .gguf
 file, or package:NAME. The same command again goes on where an interrupted one stopped.
+
+With --base_url=URL the model is one that an OpenAI-compatible server there calls --model; its key
+is in OPENAI_API_KEY. Completions are {text, finish_reason}, a row that failed for good has `error`
+instead, and a reply is never paid for twice:
+
+python -m experiments.generate --base_url=URL --model=NAME --input=rows.jsonl --output=out.jsonl
+    [--concurrency=16 --requests_per_minute=0 --tokens_per_minute=0 --timeout=120 --attempts=8
+    --input_price=0 --output_price=0 --cap=0 --extra='{"top_k": 20}']
 """
+
+import json
 
 from absl import flags
 
 from karploop import cli
+from karploop.errors import UserError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "HF folder, .gguf file or package:NAME.", required=True)
+flags.DEFINE_string("model", None, "HF folder, .gguf file, package:NAME or name.", required=True)
 flags.DEFINE_string("input", None, "Prompts: .jsonl, .json, .parquet or -.", required=True)
 flags.DEFINE_string("output", None, "JSON lines to write, or -.", required=True)
 flags.DEFINE_integer("n", 1, "Completions of each row.")
@@ -26,17 +37,48 @@ flags.DEFINE_integer("max_new_tokens", 128, "Most tokens of a completion, its st
 flags.DEFINE_integer("seed", 0, "Of the random numbers.")
 flags.DEFINE_integer("batch", 8, "Rows at a time; no influence on the result.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the model computes in.")
+flags.DEFINE_string("base_url", None, "Address of an OpenAI-compatible server: http://…/v1.")
+flags.DEFINE_string("key_env", "OPENAI_API_KEY", "Environment variable that holds its key.")
+flags.DEFINE_integer("concurrency", 16, "Calls to it at a time.")
+flags.DEFINE_integer("requests_per_minute", 0, "0: no limit.")
+flags.DEFINE_integer("tokens_per_minute", 0, "Prompts and replies together; 0: no limit.")
+flags.DEFINE_float("timeout", 120.0, "Seconds from a call to its whole reply.")
+flags.DEFINE_integer("attempts", 8, "Of a call, before it counts as failed.")
+flags.DEFINE_float("input_price", 0.0, "Dollars a million tokens of prompts.")
+flags.DEFINE_float("output_price", 0.0, "Dollars a million tokens of replies.")
+flags.DEFINE_float("cap", 0.0, "Most dollars that the job may cost; 0: no cap.")
+flags.DEFINE_string("extra", "{}", "JSON object laid over every request; null removes a key.")
 
 
 def main(argv: list[str]) -> int:
     cli.no_arguments(argv)
-    from karploop.offline import GenerateJob, generate  # imports jax
+    from karploop.jobs import GenerateJob
     from karploop.reporting.progress import Progress
 
     names = GenerateJob.__dataclass_fields__
     job = GenerateJob(**{name: getattr(FLAGS, name) for name in names})
-    generate(job, FLAGS.input, FLAGS.output, Progress())
+    if FLAGS.base_url:
+        from karploop import offline_remote
+
+        offline_remote.generate(job, _endpoint(), FLAGS.input, FLAGS.output, Progress())
+    else:
+        from karploop import offline  # imports jax
+
+        offline.generate(job, FLAGS.input, FLAGS.output, Progress())
     return 0
+
+
+def _endpoint():
+    from karploop.endpoints.calls import Endpoint
+
+    try:
+        extra = json.loads(FLAGS.extra)
+    except ValueError as error:
+        raise UserError(f"--extra is no JSON ({error}): {FLAGS.extra}") from error
+    if not isinstance(extra, dict):
+        raise UserError(f"--extra wants a JSON object, got {FLAGS.extra}")
+    names = set(Endpoint.__dataclass_fields__) - {"extra"}
+    return Endpoint(**{name: getattr(FLAGS, name) for name in names}, extra=extra)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def cache_folder() -> pathlib.Path:
+    """Where what can be made or fetched again outlives a run: XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "karploop"
+
+
 def file_sha256(path: epath.PathLike) -> str:
     with epath.Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

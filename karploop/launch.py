@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import pathlib
 import time
 
 import jax
@@ -21,6 +19,7 @@ import jax
 from karploop import cli, loop
 from karploop.config import Config, to_dict
 from karploop.errors import UserError
+from karploop.files import cache_folder
 from karploop.machinery import prepare
 from karploop.mesh import any_process, is_main, main_first
 from karploop.models.weights import params_sha256
@@ -107,6 +106,5 @@ def _check_shared(store: Store) -> None:
 def _use_compilation_cache() -> None:
     """Compiled programs outlive the process, so that a resumed run starts at once."""
     if not jax.config.jax_compilation_cache_dir:
-        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "karploop" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -21,40 +18,15 @@ from jax.sharding import Mesh
 from karploop.config import MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.errors import UserError
+from karploop.jobs import GenerateJob, Output, Row, ScoreJob, check_job
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress, Stage
 from karploop.roles import LocalModel, prompt_tokens
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.sampler import Sampler, batches
 
-Row = dict[str, Any]
 Compute = Callable[[range], Iterator[tuple[Row, int]]]
 _SHORTEST_BUCKET = 16
-
-
-@dataclass(frozen=True)
-class GenerateJob:
-    """What `experiments.generate` asks for; `n` completions of each row."""
-
-    model: str
-    n: int = 1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    max_new_tokens: int = 128
-    seed: int = 0
-    batch: int = 8
-    dtype: str = "float32"
-
-
-@dataclass(frozen=True)
-class ScoreJob:
-    """What `experiments.score` asks for."""
-
-    model: str
-    batch: int = 8
-    dtype: str = "float32"
 
 
 def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> None:
@@ -170,7 +142,7 @@ def _run(
       read: the tokens of a row at a place in the file; raises UserError where they do not fit.
       load: given all of them, what computes the finished rows of a part, each with its tokens.
     """
-    _check(job)
+    check_job(job)
     model = LocalModel.describe(job.model, dtype=job.dtype)
     rows, encoded = [], []
     for where, row in located_rows(source):
@@ -185,49 +157,6 @@ def _run(
         with progress.stage(None, name, len(rows), "rows", start=out.done) as stage:
             for part in batches(len(rows) - out.done, job.batch):
                 _write(out, compute(range(part.start + out.done, part.stop + out.done)), stage)
-
-
-class Output:
-    """Rows on their way to a file, or to standard output.
-
-    A file is written under a hidden name that holds a hash of the job, and takes its own name when
-    it is whole. `done` rows of an earlier attempt are kept.
-    """
-
-    def __init__(self, target: str, identity: str):
-        self.done = 0
-        self._target = None if target == "-" else pathlib.Path(target)
-        if self._target is None:
-            self._file = sys.stdout
-            return
-        name = f".{self._target.name}.{identity[:16]}.partial"
-        self._partial = self._target.with_name(name)
-        self._partial.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._partial, "a+", encoding="utf-8")  # noqa: SIM115, closed by __exit__
-        self._file.seek(0)
-        data = self._file.read()
-        whole = data[: data.rfind("\n") + 1]  # a kill may have torn the last line
-        self.done = whole.count("\n")
-        self._file.truncate(len(whole.encode()))
-
-    def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def __enter__(self) -> Output:
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        self.flush()
-        if self._target is None:
-            return
-        if kind is None:
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            os.replace(self._partial, self._target)
 
 
 def _open(target: str, job: Any, model: LocalModel, rows: Sequence[Row]) -> Output:
@@ -273,13 +202,3 @@ def _buckets(texts: Sequence[Sequence[int]]) -> list[int]:
     while lengths[-1] < longest:
         lengths.append(2 * lengths[-1])
     return lengths
-
-
-def _check(job: GenerateJob | ScoreJob) -> None:
-    limits = {"n": 1, "max_new_tokens": 1, "batch": 1, "temperature": 0, "top_k": 0, "min_p": 0}
-    for name, low in limits.items():
-        if getattr(job, name, low) < low:
-            raise UserError(f"--{name} must be at least {low}, got {getattr(job, name)}")
-    for name in ("top_p", "min_p"):
-        if getattr(job, name, 0) > 1:
-            raise UserError(f"--{name} must be at most 1, got {getattr(job, name)}")

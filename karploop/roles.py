@@ -7,7 +7,6 @@ is wrong with prompts or settings is said within seconds.
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shutil
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from karploop.data.pretrained import (
     load_tokenizer,
 )
 from karploop.errors import UserError
-from karploop.files import file_sha256
+from karploop.files import cache_folder, file_sha256
 from karploop.models.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -110,8 +109,7 @@ class LocalModel:
 def _from_package(name: str) -> pathlib.Path:
     from karploop.models.gguf import find_package
 
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return find_package(name, cache / "karploop")
+    return find_package(name, cache_folder())
 
 
 def _tokenizer(path: pathlib.Path, checkpoint: Checkpoint) -> PretrainedTokenizer:

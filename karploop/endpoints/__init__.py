@@ -1,0 +1,1 @@
+"""Models behind an OpenAI-compatible address: calls that fail, are limited, and cost money."""
