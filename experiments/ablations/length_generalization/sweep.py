@@ -7,7 +7,7 @@ a seed is shared by all its arms. A round in which a filter keeps nothing is pas
 `vote` lets the samples of one model vote. `vote-models` lets five models vote that differ by seed
 alone and learn from what they agree on, which is five times the sampling and training of the other
 arms; `none-models` is its control at equal compute, five models that learn from each other's
-answers unseen.
+answers unseen. These two are on `reverse` alone.
 """
 
 from karploop.sweeps import Sweep, label_arms
@@ -27,11 +27,13 @@ ARMS = {
         "generate.samples": 8,
         "generate.temperature": 1.0,
     },
-    "vote-models": MODELS
-    | {"filter.name": "vote", "filter.agreement": 0.8, "judge.voters": "members"},
     "length": {"filter.name": "length"},
     "random": {"filter.name": "random", "filter.match": "verifier"},
     "none": {"filter.name": "none"},
+}
+OF_MODELS = {
+    "vote-models": MODELS
+    | {"filter.name": "vote", "filter.agreement": 0.8, "judge.voters": "members"},
     "none-models": MODELS | {"filter.name": "none"},
 }
 CONTROL = {"no-new-data": {"filter.name": "discard", "filter.on_empty": "train"}}
@@ -41,7 +43,8 @@ def get_sweep(arg: str | None) -> Sweep:
     if arg not in TASKS:
         raise ValueError(f"name a task, as in length_generalization:reverse; known: {[*TASKS]}")
     config, task = TASKS[arg]
-    arms = {name: {"filter.on_empty": "skip"} | arm for name, arm in (ARMS | CONTROL).items()}
+    chosen = ARMS | (OF_MODELS if arg == "reverse" else {}) | CONTROL
+    arms = {name: {"filter.on_empty": "skip"} | arm for name, arm in chosen.items()}
     arms = {name: {"task.name": task} | arm for name, arm in arms.items()}
     return Sweep(
         config=config,
