@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from karploop import cli
-from karploop.config import flatten
 from karploop.errors import UserError
 from karploop.reporting import tables
 from karploop.reporting.arms import read_arms, read_summary
@@ -29,6 +28,7 @@ from karploop.reporting.comparison import (
     mean_rows,
 )
 from karploop.reporting.plots import ArmResult, comparison_plot
+from karploop.schema import flatten
 from karploop.store import is_local
 from karploop.sweeps import SEED, name_overrides, sweep_name
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from karploop.catalogue import TRAINED, Catalogue, Name, Run, read_catalogue
-from karploop.config import nearest, resolve
+from karploop.config import resolve
 from karploop.errors import UserError
 from karploop.mesh import make_mesh
 from karploop.models.checkpoint import load_params, save_checkpoint
@@ -21,6 +21,7 @@ from karploop.models.peft import save_peft
 from karploop.models.weights import ADAPTER, Weights, params_file, params_sha256
 from karploop.reporting.model_card import model_card
 from karploop.roles import LocalModel
+from karploop.schema import nearest
 from karploop.stages import Artifact
 from karploop.store import Store
 

@@ -17,7 +17,7 @@ import time
 import jax
 
 from karploop import cli, loop
-from karploop.config import Config, to_dict
+from karploop.config import Config
 from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.machinery import prepare
@@ -25,6 +25,7 @@ from karploop.mesh import any_process, is_main, main_first
 from karploop.models.weights import params_sha256
 from karploop.reporting.progress import Progress
 from karploop.run_directory import RunDirectory
+from karploop.schema import to_dict
 from karploop.stages import Stages, Stopped
 from karploop.store import Store, digest
 

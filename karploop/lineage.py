@@ -35,7 +35,6 @@ from karploop.catalogue import (
     member_of,
     round_of,
 )
-from karploop.config import nearest
 from karploop.errors import UserError
 from karploop.models.weights import params_sha256
 from karploop.oversight.evaluate import EVALS_FILE
@@ -46,6 +45,7 @@ from karploop.records import (
     SELECTION_FILE,
     VERDICTS_FILE,
 )
+from karploop.schema import nearest
 from karploop.store import Corrupt, Manifest
 from karploop.training.train import ROWS_FILE
 

@@ -46,11 +46,12 @@ from typing import Any
 from etils import epath
 
 from karploop.catalogue import TRAINED, Catalogue, Name, Run, folders, mean_exact_match
-from karploop.config import RetentionConfig, nearest
+from karploop.config import RetentionConfig
 from karploop.errors import UserError
 from karploop.models.weights import FILE as PARAMS_FILE
 from karploop.records import SAMPLES_FILE
 from karploop.reporting.tables import round_label
+from karploop.schema import nearest
 from karploop.store import COLLECTED, Store, abandoned, write_atomic
 
 

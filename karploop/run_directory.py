@@ -18,13 +18,14 @@ from typing import Any
 
 from karploop import cli
 from karploop.bindings import Round
-from karploop.config import RESULT_FREE, Config, flatten, to_dict
+from karploop.config import RESULT_FREE, Config
 from karploop.errors import UserError
 from karploop.files import remove, remove_torn, write_atomic
 from karploop.mesh import is_main
 from karploop.reporting.plots import run_plot
 from karploop.reporting.tables import run_table
 from karploop.reporting.writer import RunWriter, write_json_atomic
+from karploop.schema import flatten, to_dict
 from karploop.stages import peak_host_bytes, provenance
 from karploop.store import Store, digest
 from karploop.training.train import STEPS_FILE

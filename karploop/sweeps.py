@@ -17,8 +17,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from karploop.config import nearest
 from karploop.errors import UserError
+from karploop.schema import nearest
 
 Overrides = dict[str, Any]
 

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Lowest first: a layer may import layers before it. The steps of the loop stand side by side.
 LAYERS = [
     {"errors"},
+    {"schema"},
     {"config"},
     {
         "fingerprint",

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from karploop.config import FilterConfig, nearest
+from karploop.config import FilterConfig
 from karploop.errors import UserError
 from karploop.records import Samples, Selection, Verdicts
+from karploop.schema import nearest
 
 Function = Callable[[Samples, Verdicts | None, FilterConfig, np.random.Generator], Selection]
 

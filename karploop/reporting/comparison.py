@@ -14,10 +14,10 @@ import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from karploop.config import nearest
 from karploop.errors import UserError
 from karploop.reporting.statistics import Comparison, Estimate, compare_paired, mean_interval
 from karploop.reporting.tables import split_eval
+from karploop.schema import nearest
 
 MISSING = "missing"
 
