@@ -112,10 +112,19 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def load_config(spec: str, overrides: Mapping[str, str]) -> Config:
-    """The resolved config of `path/to/file.py[:ARG]`, whose `get_config(arg)` is called.
+    """The resolved config of a run; see `load_settings`.
 
     Raises:
-      UserError: no such file, no `get_config` in it, or anything that `resolve` refuses.
+      UserError: also for anything that `resolve` refuses.
+    """
+    return resolve(load_settings(spec), overrides)
+
+
+def load_settings(spec: str) -> dict[str, Any]:
+    """What `get_config(arg)` of `path/to/file.py[:ARG]` returns.
+
+    Raises:
+      UserError: no such file, or no `get_config` in it.
     """
     path, _, argument = spec.partition(":")
     if not os.path.isfile(path):
@@ -131,7 +140,7 @@ def load_config(spec: str, overrides: Mapping[str, str]) -> Config:
         settings = module.get_config(argument or None)
     except ValueError as error:
         raise UserError(f"'{path}' refuses the argument '{argument}': {error}") from error
-    return resolve(settings.to_dict(), overrides)
+    return settings.to_dict()
 
 
 def command() -> str:

@@ -92,10 +92,23 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RoleConfig:
-    """What a role is bound to."""
+    """What a role is bound to: weights on the mesh, or a model behind an address."""
 
     # A Hugging Face folder, a .gguf file or package:NAME. Empty: trained from scratch by `warmup`.
     path: str = ""
+    chat: str = option("auto", choices=("auto", "yes", "no"))  # auto: where there is a template
+    base_url: str = ""  # of an OpenAI-compatible server, as in http://localhost:8000/v1
+    model: str = ""  # its name there
+    key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
+    concurrency: int = option(16, low=1)  # calls in flight
+    requests_per_minute: int = option(0, low=0)  # 0: no limit
+    tokens_per_minute: int = option(0, low=0)  # of prompts and replies together; 0: no limit
+    timeout: float = option(120.0, low=0.001)  # seconds from a call to its whole reply
+    attempts: int = option(8, low=1)  # of a call, before it counts as failed
+    input_price: float = option(0.0, low=0.0)  # dollars a million tokens
+    output_price: float = option(0.0, low=0.0)
+    cap: float = option(0.0, low=0.0)  # most dollars of a job; 0: no cap
+    extra: str = ""  # a JSON object laid over each request; null removes a key
 
 
 @dataclass(frozen=True)
@@ -279,6 +292,36 @@ class Config:
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     retention: RetentionConfig = RetentionConfig()
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """What the chains leave open."""
+
+    passes: int = option(1, low=0, high=16)  # critiques, each with its revision
+    turns: int = option(1, low=1, high=16)  # of both sides of a debate
+    precommit: bool = False  # debaters say where they stand before they hear each other
+    hidden: bool = False  # debaters do not see each other's arguments
+    attempts: int = option(3, low=1, high=16)  # most drafts or repairs
+    constitution: str = ""  # a file with a principle a line; empty: the shipped one
+    fields: str = "name, date, place"  # what is extracted
+    judging_temperature: float = option(0.0, low=0.0)  # of critics, judges and checks
+
+
+@dataclass(frozen=True)
+class ChainConfig:
+    """A chain over the rows of a file."""
+
+    chain: str = "answer"  # a shipped chain, or "package.module:ATTRIBUTE"
+    seed: int = option(0, low=0, high=2**31 - 1)
+    roles: dict[str, RoleConfig] = dataclasses.field(default_factory=dict)
+    options: ChainOptions = ChainOptions()
+    temperature: float = option(1.0, low=0.0)
+    top_p: float = option(1.0, low=0.0, high=1.0)
+    max_new_tokens: int = option(256, low=1)  # of every step
+    rows: int = option(256, low=1)  # that go through the steps together
+    batch: int = option(8, low=1)  # prompts on the device at a time
+    dtype: str = option("float32", choices=("float32", "bfloat16"))
 
 
 # Keys that never change a result: a run may go on with other values of these.

@@ -20,7 +20,7 @@ from karploop.models.checkpoint import load_params, save_checkpoint
 from karploop.models.peft import save_peft
 from karploop.models.weights import ADAPTER, Weights, params_file, params_sha256
 from karploop.reporting.model_card import model_card
-from karploop.roles import LocalModel
+from karploop.roles.local import LocalModel
 from karploop.schema import nearest
 from karploop.stages import Artifact
 from karploop.store import Store

@@ -21,7 +21,7 @@ from karploop.errors import UserError
 from karploop.jobs import GenerateJob, Output, Row, ScoreJob, check_job
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress, Stage
-from karploop.roles import LocalModel, prompt_tokens
+from karploop.roles.local import LocalModel, prompt_tokens
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.sampler import Sampler, batches
 
@@ -160,9 +160,7 @@ def _run(
 
 
 def _open(target: str, job: Any, model: LocalModel, rows: Sequence[Row]) -> Output:
-    files = [model.path] if model.path.is_file() else sorted(model.path.glob("*.safetensors"))
-    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    settings = asdict(job) | {"batch": 0, "files": stamps, "tokenizer": model.tokenizer.identity}
+    settings = asdict(job) | {"batch": 0, "model": model.stamps()}
     text = json.dumps([settings, list(rows)], sort_keys=True, default=str)
     return Output(target, hashlib.sha256(text.encode()).hexdigest())
 

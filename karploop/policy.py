@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from karploop.config import Config, ModelConfig, PromptConfig
+from karploop.config import Config, ModelConfig, PromptConfig, RoleConfig
 from karploop.curriculum import hardest
 from karploop.data.fewshot import FewShot
 from karploop.data.prompting import ChatPrompting, PlainPrompting, Prompting
@@ -13,7 +13,7 @@ from karploop.data.sources import held_out_prompts, labelled_prompts
 from karploop.data.tasks import Task
 from karploop.data.tokenizer import CharTokenizer
 from karploop.errors import UserError
-from karploop.roles import LocalModel
+from karploop.roles.local import LocalModel
 
 _MEASURABLE = 200_000  # prompts of a difficulty that are tokenized to find the longest
 
@@ -56,6 +56,12 @@ def make_policy(config: Config, task: Task) -> Policy:
     Raises:
       UserError: settings that do not go with such a model, or a checkpoint that cannot be used.
     """
+    role = config.roles.policy
+    if role != RoleConfig(path=role.path):
+        raise UserError(
+            "'config.roles.policy' is trained, so it lies on the mesh: of its keys a loop takes "
+            "'path' alone ('config.prompt.chat' says how it is asked)"
+        )
     make = _published if config.roles.policy.path else _scratch
     policy = make(config, task)
     if policy.longest > policy.config.max_length:

@@ -68,14 +68,26 @@ def _fields(cls) -> dict[str, tuple[type, dataclasses.Field]]:
 def _set(cls, nested: dict[str, Any], path: str, text: str) -> None:
     """Stores an override's text, read as a value of the type that the schema gives its key."""
     target, names = nested, path.split(".")
+    of_any_name = None  # the class of what may be called as one likes
     for depth, name in enumerate(names):
-        fields = _fields(cls)
         where = ".".join(["config", *names[:depth]])
+        if of_any_name:
+            if depth == len(names) - 1:
+                raise UserError(
+                    f"'{where}.{name}' is a group of keys, not a value: set one of "
+                    f"{', '.join(_fields(of_any_name))}"
+                )
+            cls, of_any_name = of_any_name, None
+            target = target.setdefault(name, {})
+            continue
+        fields = _fields(cls)
         if name not in fields:
             raise UserError(f"unknown key '{where}.{name}': {nearest(name, fields)}")
         kind = fields[name][0]
         last = depth == len(names) - 1
-        if dataclasses.is_dataclass(kind):
+        if typing.get_origin(kind) is dict and not last:
+            of_any_name, target = typing.get_args(kind)[1], target.setdefault(name, {})
+        elif dataclasses.is_dataclass(kind):
             if last:
                 raise UserError(
                     f"'{where}.{name}' is a group of keys, not a value: set one of "
@@ -103,7 +115,9 @@ def _parse(text: str, kind: type, where: str) -> Any:
         return text  # not a number: the type check below says so, with the key's name
 
 
-def _build(cls, nested: Mapping[str, Any], where: str, defaults):
+def _build(cls, nested: Any, where: str, defaults):
+    if not isinstance(nested, Mapping):
+        raise UserError(f"'{where}' is a group of keys, got {nested!r}")
     fields = _fields(cls)
     values = {}
     for name, value in nested.items():
@@ -111,9 +125,12 @@ def _build(cls, nested: Mapping[str, Any], where: str, defaults):
             raise UserError(f"unknown key '{where}.{name}': {nearest(name, fields)}")
         kind, field = fields[name]
         path = f"{where}.{name}"
-        if dataclasses.is_dataclass(kind):
+        if typing.get_origin(kind) is dict:
             if not isinstance(value, Mapping):
-                raise UserError(f"'{path}' is a group of keys, got {value!r}")
+                raise UserError(f"'{path}' is a group of groups of keys, got {value!r}")
+            of = typing.get_args(kind)[1]
+            values[name] = {n: _build(of, v, f"{path}.{n}", of()) for n, v in value.items()}
+        elif dataclasses.is_dataclass(kind):
             values[name] = _build(kind, value, path, getattr(defaults, name))
         else:
             values[name] = _check(value, kind, field.metadata, path)

@@ -10,6 +10,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from endpoints import serve  # noqa: F401, a fixture
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -26,8 +26,11 @@ def text_of(prompt, seed: int) -> str:
 
 
 class Server:
-    def __init__(self, faults: dict[str, float] | None = None, delay: float = 0.0, seed: int = 0):
-        self.faults, self.delay = faults or {}, delay
+    def __init__(self, faults=None, delay=0.0, seed=0, rules=()):
+        """`faults` are shares of requests by kind; `rules` are pairs: what a prompt ends with or
+        contains, and what is answered in place of the echo."""
+        self.faults: dict[str, float] = faults or {}
+        self.delay, self.rules = delay, rules
         self.random = random.Random(seed)
         self.answered, self.faulted = Counter(), Counter()
         self.now = self.most = 0
@@ -70,6 +73,7 @@ class Server:
 
     async def complete(self, body, chat: bool, writer) -> None:
         text = text_of(body["messages"] if chat else body["prompt"], body.get("seed"))
+        text = next((said for part, said in self.rules if part in text), text)
         if "BAD" in text:
             return await send(writer, 400, {"error": {"message": "prompt is too long"}})
         fault = "status 500" if "POISON" in text else self.draw()

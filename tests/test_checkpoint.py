@@ -22,7 +22,7 @@ from karploop.models.checkpoint import (  # noqa: E402
     save_checkpoint,
 )
 from karploop.models.weights import Weights  # noqa: E402
-from karploop.roles import LocalModel  # noqa: E402
+from karploop.roles.local import LocalModel  # noqa: E402
 
 
 @pytest.fixture(scope="module")

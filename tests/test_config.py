@@ -10,8 +10,12 @@ from small_models import save_llama
 from small_tokenizers import CHATML
 
 from karploop import cli, config, launch
-from karploop.config import Config, resolve
+from karploop.chains.job import run_file
+from karploop.config import ChainConfig, Config, RoleConfig, resolve
 from karploop.errors import UserError
+from karploop.reporting.progress import Progress
+from karploop.roles.bind import Bound
+from karploop.schema import lay
 
 
 def test_overrides_are_read_as_the_type_of_their_key():
@@ -102,12 +106,15 @@ def test_shipped_configs_are_valid(name):
         cli.load_config(f"{ROOT}/configs/{name}.py:nonsense", {})
 
 
+_OWN = ("karploop.config", "karploop.schema")
+
+
 def _record_reads(monkeypatch, reads: set[tuple[str, str]]) -> None:
-    """Notes each (config class, field) that karploop code outside config.py asks for."""
+    """Notes each (config class, field) that other karploop code asks for."""
 
     def watched(self, name):
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.startswith("karploop.") and caller != "karploop.config":
+        if caller.startswith("karploop.") and caller not in _OWN:
             reads.add((type(self).__name__, name))
         return object.__getattribute__(self, name)
 
@@ -119,6 +126,20 @@ def _record_reads(monkeypatch, reads: set[tuple[str, str]]) -> None:
 _STRETCHED = dict(
     positions="rope", rope_scaling="llama3", rope_local_base=10.0, window=4, pattern="sf"
 )
+
+
+def _run_chains(folder, model) -> None:
+    """Chains that among them read every option, and a role behind an address."""
+    (folder / "in.jsonl").write_text('{"prompt": "a"}\n')
+    for chain in ("critique_revise", "debate", "draft_judge_revise", "extract_validate_repair"):
+        config = lay(
+            ChainConfig(),
+            {"chain": chain, "max_new_tokens": 1},
+            {"roles.policy.path": model, "options.attempts": "1"},
+        )
+        run_file(config, str(folder / "in.jsonl"), str(folder / "out"), Progress(quiet=True))
+    there = RoleConfig(base_url="http://localhost:1/v1", model="m")
+    Bound({"judge"}, {"judge": there}, folder / "replies.sqlite", "job")
 
 
 def test_every_key_is_read_by_something(monkeypatch, tmp_path):
@@ -153,6 +174,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
     # A checkpoint brings its own shape.
     settings = {k: v for k, v in tiny.get_config().to_dict().items() if k != "model"}
     launch.launch(resolve(settings | {"mesh": {"data": 1}}, published), str(tmp_path), "published")
+    _run_chains(tmp_path, published["roles.policy.path"])
     every = {
         (cls.__name__, field.name)
         for cls in vars(config).values()

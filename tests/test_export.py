@@ -22,7 +22,7 @@ from karploop.export import _artifact, export  # noqa: E402
 from karploop.models.peft import load_peft  # noqa: E402
 from karploop.retention import Policy as Retention  # noqa: E402
 from karploop.retention import execute, plan  # noqa: E402
-from karploop.roles import LocalModel  # noqa: E402
+from karploop.roles.local import LocalModel  # noqa: E402
 from karploop.sampling.distributions import GREEDY  # noqa: E402
 from karploop.store import Store  # noqa: E402
 

@@ -33,7 +33,7 @@ LAYERS = [
     {"data", "models"},
     {"sampling", "judging", "filtering", "training"},
     {"oversight", "catalogue", "roles"},
-    {"offline", "offline_remote"},
+    {"offline", "offline_remote", "chains"},
     {"lineage", "retention", "export"},
     {"policy"},
     {"machinery"},

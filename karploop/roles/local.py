@@ -1,8 +1,8 @@
-"""Roles: named models, each bound to weights on the mesh.
+"""Models in files: what a checkpoint says of itself, and its weights on the mesh.
 
-`LocalModel.describe` reads what a checkpoint says of itself and checks it; `load` lays its weights
-on the mesh. Between the two nothing has been compiled and no weight has been read, so that whatever
-is wrong with prompts or settings is said within seconds.
+`LocalModel.describe` reads the one and checks it; `load` does the other. Between the two nothing
+has been compiled and no weight has been read, so that whatever is wrong with prompts or settings is
+said within seconds.
 """
 
 from __future__ import annotations
@@ -90,6 +90,12 @@ class LocalModel:
             return {self.path.name: file_sha256(epath.Path(self.path))}
         paths = [self.path / CONFIG, *sorted(self.path.glob("*.safetensors"))]
         return {path.name: file_sha256(epath.Path(path)) for path in paths}
+
+    def stamps(self) -> list[Any]:
+        """What tells the model from another without reading its weights."""
+        files = [self.path] if self.path.is_file() else sorted(self.path.glob("*.safetensors"))
+        stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        return [*stamps, self.tokenizer.identity]
 
     def save_tokenizer(self, folder: pathlib.Path) -> None:
         """Writes the tokenizer's files as `transformers` reads them, chat template included."""

@@ -1,0 +1,122 @@
+"""A chain over the rows of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pathlib
+from dataclasses import asdict
+from typing import Any
+
+from karploop.chains.definition import Chain
+from karploop.chains.library import CHAINS
+from karploop.chains.rendering import Templates, load_templates, read_text
+from karploop.chains.run import Run, Runner, Settings
+from karploop.config import ChainConfig, MeshConfig
+from karploop.data.rows import located_rows, to_prompt
+from karploop.errors import UserError
+from karploop.files import cache_folder
+from karploop.jobs import Output, Row
+from karploop.mesh import check_batch, make_mesh
+from karploop.reporting.progress import Progress
+from karploop.roles.bind import Bound
+from karploop.roles.on_mesh import transcript
+from karploop.schema import nearest
+
+
+def run_file(
+    config: ChainConfig,
+    source: str,
+    target: str,
+    progress: Progress,
+    responses: pathlib.Path | None = None,
+) -> None:
+    """Adds `output` and `steps` to every row of `source`; or `error`, and the steps before it.
+
+    Args:
+      responses: the file of endpoints' replies; None: one for all jobs of a user.
+
+    Raises:
+      UserError: anything wrong with chain, roles or rows, before anything is asked.
+      RunFailed: an endpoint is down or its cap is reached; the same command goes on from there.
+    """
+    chain = get_chain(config)
+    templates = load_templates(ask.template for ask in chain.asks() if ask.template)
+    rows, runs = [], []
+    for where, row in located_rows(source):
+        rows.append(row)
+        runs.append(_begin(chain, row, len(runs), where))
+    job = _identity(config, templates, rows)
+    bound = Bound(
+        {ask.role for ask in chain.asks()},
+        config.roles,
+        responses or cache_folder() / "responses.sqlite",
+        job,
+        dtype=config.dtype,
+    )
+    mesh = make_mesh(MeshConfig())
+    check_batch(config.batch, mesh, "config.batch")
+    with Output(target, _hash([job, bound.identity()])) as out:
+        if out.done == len(rows):
+            return
+        settings = Settings(config.seed, config.temperature, config.top_p, config.max_new_tokens)
+        runner = Runner(chain, bound.load(mesh, config.batch), settings, templates)
+        with progress.stage(None, chain.name, len(rows), "rows", start=out.done) as stage:
+            for start in range(out.done, len(rows), config.rows):
+                part = range(start, min(start + config.rows, len(rows)))
+                runner.run([runs[i] for i in part])
+                for i in part:
+                    out.write(rows[i] | _added(chain, runs[i]))
+                out.flush()
+                stage.advance(len(part), tokens=sum(runs[i].tokens for i in part))
+
+
+def get_chain(config: ChainConfig) -> Chain:
+    """A shipped chain, or the value of "package.module:ATTRIBUTE": a chain, or what makes one.
+
+    Raises:
+      UserError: there is no such chain.
+    """
+    module, colon, attribute = config.chain.partition(":")
+    if not colon:
+        if config.chain not in CHAINS:
+            raise UserError(f"no chain '{config.chain}': {nearest(config.chain, CHAINS)}")
+        return CHAINS[config.chain](config.options)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"'config.chain' names '{config.chain}', and {error}") from error
+    found = found(config.options) if callable(found) else found
+    if not isinstance(found, Chain):
+        raise UserError(f"'{config.chain}' is no chain but a {type(found).__name__}")
+    return found
+
+
+def _begin(chain: Chain, row: Row, number: int, where: str) -> Run:
+    """Raises UserError: the row has neither a prompt nor a field of its own to start from."""
+    needs_prompt = any(not ask.template for ask in chain.asks())
+    if not needs_prompt and "prompt" not in row and "messages" not in row:
+        return Run(number, "", dict(row))
+    prompt = to_prompt(row, where)
+    if prompt.tokens is not None:
+        raise UserError(f"{where}: a chain takes 'prompt' or 'messages', and not 'tokens'")
+    asked = prompt.text if prompt.text is not None else prompt.messages
+    text = asked if isinstance(asked, str) else transcript(asked)
+    return Run(number, asked, row | {"prompt": text})
+
+
+def _added(chain: Chain, run: Run) -> Row:
+    if run.error:
+        return {"error": run.error, "steps": run.steps}
+    return {"output": run.variables[chain.output], "steps": run.steps}
+
+
+def _identity(config: ChainConfig, templates: Templates, rows: list[Row]) -> str:
+    free = ("roles", "rows", "batch")  # without effect, or told apart by what they are bound to
+    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    return _hash([settings, {name: read_text(name) for name in templates}, rows])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

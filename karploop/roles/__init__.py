@@ -1,0 +1,1 @@
+"""Roles: named models, on the mesh or behind an address. Their verb is `complete`."""

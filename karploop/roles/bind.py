@@ -1,0 +1,124 @@
+"""From what a config says of roles to roles that can be asked."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from karploop.config import RoleConfig
+from karploop.endpoints.calls import Endpoint
+from karploop.endpoints.client import Client
+from karploop.endpoints.ledger import Ledger
+from karploop.errors import UserError
+from karploop.roles.local import LocalModel
+from karploop.roles.on_mesh import MeshRole
+from karploop.roles.remote import RemoteRole
+from karploop.roles.role import Role
+from karploop.schema import nearest
+
+POLICY = "policy"
+_REMOTE = (
+    *("model", "key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
+    *("attempts", "input_price", "output_price", "cap"),
+)
+
+
+class Bound:
+    """Roles by name, checked; weights are loaded when `load` is called."""
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        configs: Mapping[str, RoleConfig],
+        ledger: pathlib.Path,
+        job: str,
+        **execution: Any,
+    ):
+        """Roles that are not bound are the policy.
+
+        Args:
+          names: the roles that are wanted.
+          ledger: where replies of endpoints are kept.
+          job: what spending is counted for.
+          execution: how models on the mesh run; see `LocalModel.describe`.
+
+        Raises:
+          UserError: a role is bound to nothing, to two things, or wanted by nobody; a checkpoint or
+            an endpoint's settings that cannot be used.
+        """
+        wanted = {POLICY, *names}
+        for name in configs:
+            if name not in wanted:
+                raise UserError(
+                    f"'config.roles.{name}' is asked by no step: {nearest(name, wanted)}"
+                )
+        self._configs = {name: configs.get(name, configs.get(POLICY)) for name in sorted(names)}
+        self._models: dict[RoleConfig, LocalModel] = {}
+        self._clients: dict[RoleConfig, Client] = {}
+        for name, config in self._configs.items():
+            where = f"'config.roles.{name if name in configs else POLICY}'"
+            if config is None or bool(config.path) == bool(config.base_url):
+                raise UserError(
+                    f"{where} wants a model: either 'path' (a folder, a .gguf file, package:NAME) "
+                    "or 'base_url' with 'model' (an OpenAI-compatible server)"
+                )
+            if config.path and config not in self._models:
+                self._models[config] = LocalModel.describe(config.path, **execution)
+                self._check_template(config, where)
+            elif config.base_url and config not in self._clients:
+                if not config.model:
+                    raise UserError(f"{where} wants 'model', the name that the server gives it")
+                self._clients[config] = Client(_endpoint(config, where), Ledger(ledger, job))
+
+    def identity(self) -> list[Any]:
+        """What decides what is said, as far as it is known without reading weights."""
+        return [
+            [name, config.path, config.base_url, config.model, config.extra, config.chat]
+            + ([self._models[config].stamps()] if config.path else [])
+            for name, config in self._configs.items()
+        ]
+
+    @property
+    def clients(self) -> list[Client]:
+        return list(self._clients.values())
+
+    def load(self, mesh: Mesh, batch: int) -> dict[str, Role]:
+        """Lays weights on the mesh, those of one model once."""
+        made: dict[RoleConfig, Role] = {}
+        for config in self._configs.values():
+            if config in made:
+                continue
+            if config.base_url:
+                made[config] = RemoteRole(self._clients[config], chat=config.chat != "no")
+                continue
+            model = self._models[config]
+            same = next((c for c in made if c.path == config.path), None)
+            if same:  # asked in another way
+                weights, params = made[same].weights, made[same].params
+            else:
+                weights, params = model.load(mesh)
+            chat = config.chat != "no" and model.tokenizer.has_template
+            made[config] = MeshRole(model, weights, params, chat=chat, batch=batch)
+        return {name: made[config] for name, config in self._configs.items()}
+
+    def _check_template(self, config: RoleConfig, where: str) -> None:
+        if config.chat == "yes" and not self._models[config].tokenizer.has_template:
+            raise UserError(
+                f"{where} is to be asked as a chat, and '{config.path}' has no chat template: "
+                "leave 'chat' at auto"
+            )
+
+
+def _endpoint(config: RoleConfig, where: str) -> Endpoint:
+    try:
+        extra = json.loads(config.extra or "{}")
+    except ValueError as error:
+        raise UserError(f"{where}: 'extra' is no JSON ({error}): {config.extra}") from error
+    if not isinstance(extra, dict):
+        raise UserError(f"{where}: 'extra' wants a JSON object, got {config.extra}")
+    settings = {name: getattr(config, name) for name in _REMOTE}
+    return Endpoint(base_url=config.base_url, extra=extra, **settings)

@@ -1,0 +1,51 @@
+"""A role whose model is behind an OpenAI-compatible address."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from karploop.endpoints.calls import Call, Failure
+from karploop.endpoints.client import Client
+from karploop.roles.role import Asked, How, Said, cut
+
+
+class RemoteRole:
+    """One endpoint's model."""
+
+    def __init__(self, client: Client, *, chat: bool):
+        """Args:
+        chat: texts are asked as a user's message.
+        """
+        self.client = client
+        self._chat = chat
+
+    def complete(self, prompts: Sequence[Asked], ids: Sequence[int], how: How) -> list[Said]:
+        """See `Role`. A call that failed for good is an error of its own.
+
+        Raises:
+          UserError, RunFailed: as `Client.complete` does; replies that came are kept.
+        """
+        calls = [self._call(prompt, i, how) for prompt, i in zip(prompts, ids, strict=True)]
+        said: list[Said | None] = [None] * len(calls)
+        for place, outcome in self.client.complete(calls):
+            if isinstance(outcome, Failure):
+                said[place] = Said(None, outcome.reason)
+            else:
+                # Not every server knows stop strings.
+                said[place] = Said(cut(outcome.text, how.stop), tokens=outcome.tokens_out or 0)
+        return said
+
+    def _call(self, prompt: Asked, prompt_id: int, how: How) -> Call:
+        (seed,) = np.random.SeedSequence([*how.seed, prompt_id]).generate_state(1)
+        if self._chat and isinstance(prompt, str):
+            prompt = ({"role": "user", "content": prompt},)
+        return Call(
+            prompt=prompt,
+            max_tokens=how.max_new_tokens,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            seed=int(seed >> 1),  # 31 bits, for servers that keep it in a signed integer
+            stop=how.stop,
+        )

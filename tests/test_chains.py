@@ -1,0 +1,331 @@
+"""Chains, through the command that runs them: against a server by rules, and on the mesh."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from endpoint_server import KEY
+from small_models import save_llama
+from small_tokenizers import CHATML
+
+from karploop.chains import job, library
+from karploop.chains.definition import Ask, Chain
+from karploop.chains.parsing import after, json_object, one_of
+from karploop.chains.rendering import SHIPPED, load_templates
+from karploop.chains.run import Run, Runner, Settings
+from karploop.config import ChainConfig, ChainOptions
+from karploop.errors import UserError
+from karploop.reporting.progress import Progress
+from karploop.roles import role as role_module
+from karploop.schema import lay
+
+ROOT = pathlib.Path(__file__).parent.parent
+QUIET = Progress(quiet=True)
+ROWS = [{"id": i, "prompt": f"request {i}"} for i in range(5)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return tmp_path
+
+
+def run(folder, server, chain: str, **overrides: str) -> list[dict]:
+    """The rows that come out."""
+    given = {"chain": chain, "roles.policy.base_url": server.endpoint.base_url}
+    given |= {"roles.policy.model": "small", "roles.policy.attempts": "3"} | overrides
+    config = lay(ChainConfig(), {}, given)
+    out = folder / f"{chain}.jsonl"
+    job.run_file(config, str(folder / "in.jsonl"), str(out), QUIET, folder / "replies.sqlite")
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def said(row: dict) -> list[tuple[str, str]]:
+    return [(step["step"], step["role"]) for step in row["steps"]]
+
+
+def write(folder, rows) -> None:
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_plain_answer_keeps_rows_and_order(folder, serve):
+    rows = run(folder, serve(), "answer")
+    assert [{"id": r["id"], "prompt": r["prompt"]} for r in rows] == ROWS
+    for row in rows:
+        assert row["output"].startswith(f"<{row['prompt']}|")
+        (step,) = row["steps"]
+        assert step["prompt"] == row["prompt"] and step["text"] == row["output"]
+
+
+def test_questions_and_answers_come_from_topics(folder, serve):
+    write(folder, [{"topic": "tides"}])
+    server = serve(rules=[["Topic: tides", "Why two a day?"], ["Why two a day?", "The far side."]])
+    (row,) = run(folder, server, "question_answer")
+    assert row["output"] == {"question": "Why two a day?", "answer": "The far side."}
+
+
+@pytest.mark.parametrize("passes", [0, 1, 4])
+def test_each_pass_criticises_by_one_principle_and_revises(folder, serve, passes):
+    rules = [["Write the reply anew", "revised"], ["Critique:", "too long"]]
+    principles = folder / "mine.txt"
+    principles.write_text("# mine\n" + "".join(f"Principle number {i}.\n" for i in range(6)))
+    rows = run(
+        folder, serve(rules=rules), "critique_revise",
+        **{"options.passes": str(passes), "options.constitution": str(principles)},
+    )  # fmt: skip
+    drawn = []
+    for row in rows:
+        steps = [("output", "policy")] + [("critique", "critic"), ("output", "policy")] * passes
+        assert said(row) == steps
+        assert (row["output"] == "revised") == bool(passes)
+        for critique, revision in zip(row["steps"][1::2], row["steps"][2::2], strict=True):
+            (line,) = (x for x in critique["prompt"].splitlines() if x.startswith("Principle:"))
+            assert line in revision["prompt"] and "Critique: too long" in revision["prompt"]
+            drawn.append(line)
+    assert len(set(drawn)) > 1 or not passes, "rows and passes draw their own"
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_debate_argues_both_ways_before_the_judge(folder, serve, hidden):
+    rules = [
+        ["Write one word: RIGHT", "It is WRONG"],
+        ["argue for the", "FOR ARGUMENT"],
+        ["argue against the", "AGAINST ARGUMENT"],
+        ["is right. Before", "FOR CLAIM"],
+        ["is wrong. Before", "AGAINST CLAIM"],
+    ]
+    options = {"options.turns": "2", "options.precommit": "true", "options.hidden": str(hidden)}
+    rows = run(folder, serve(rules=rules), "debate", **options)
+    for row in rows:
+        assert row["output"]["upheld"] is False
+        names = [name for name, _ in said(row)]
+        assert names == ["answer", "claim_for", "claim_against", *["argument"] * 4, "upheld"]
+        first_for, first_against, second_for, _ = row["steps"][3:7]
+        assert "AGAINST CLAIM" in first_for["prompt"], "claims are known to both"
+        assert "ARGUMENT" not in first_for["prompt"].replace("Argument:", "")
+        assert ("FOR ARGUMENT" in first_against["prompt"]) == (not hidden)
+        assert "FOR ARGUMENT" in second_for["prompt"], "one's own is always known"
+        judged = row["steps"][-1]["prompt"]
+        assert judged.count("AGAINST ARGUMENT") == 2 and judged.count("FOR CLAIM") == 1
+    plain = run(folder, serve(rules=rules[:3]), "debate")
+    assert [name for name, _ in said(plain[0])] == ["answer", *["argument"] * 2, "upheld"]
+
+
+def test_drafts_go_on_until_one_passes(folder, serve):
+    rules = [
+        ["PASS or FAIL.\n\nReview", "no rule"],
+        ["A reviewer found", "second"],
+        ["Reply: second", "Good now.\nPASS"],
+        ["Reply: <", "Too thin. It should not PASS.\nFAIL"],
+    ]
+    rows = run(folder, serve(rules=rules[1:]), "draft_judge_revise")
+    for row in rows:
+        assert row["output"] == "second"
+        assert [name for name, _ in said(row)] == ["draft", "review"] * 2
+    never = run(folder, serve(rules=[["PASS or FAIL", "FAIL"]]), "draft_judge_revise",
+                **{"options.attempts": "2"})  # fmt: skip
+    assert all(row["output"] is None and len(row["steps"]) == 4 for row in never)
+
+
+def test_what_is_extracted_is_validated_and_repaired(folder, serve):
+    rules = [
+        ["not valid: 'place' is missing", 'Here: {"name": "Ada", "place": "London"}'],
+        ["request 0", "no object"],
+        ["JSON:", '{"name": "Ada"}'],
+    ]
+    rows = run(folder, serve(rules=rules), "extract_validate_repair",
+               **{"options.fields": "name, place"})  # fmt: skip
+    assert rows[0]["output"] is None and len(rows[0]["steps"]) == 3
+    for row in rows[1:]:
+        assert row["output"] == {"name": "Ada", "place": "London"} and len(row["steps"]) == 2
+
+
+@pytest.mark.parametrize(
+    "verdict, steps, output",
+    [("SAFE", 2, "<"), ("Rewrite.", 3, "mild"), ("REFUSE", 3, "sorry"), ("hm", 3, "sorry")],
+)
+def test_a_reply_is_sent_rewritten_or_refused(folder, serve, verdict, steps, output):
+    rules = [["Verdict:", verdict], ["leave out what could", "mild"], ["Decline", "sorry"]]
+    for row in run(folder, serve(rules=rules), "safe_reply"):
+        assert len(row["steps"]) == steps and row["output"].startswith(output)
+
+
+def test_a_row_that_fails_keeps_its_reason_and_its_steps(folder, serve):
+    write(folder, [{"prompt": "fine"}, {"prompt": "BAD"}, {"prompt": "fine too"}])
+    rows = run(folder, serve(rules=[["Critique:", "x"]]), "critique_revise")
+    assert ["output" in row for row in rows] == [True, False, True]
+    assert "step 'output'" in rows[1]["error"] and "too long" in rows[1]["error"]
+    assert rows[1]["steps"][0]["text"] is None
+
+
+def test_roles_have_models_of_their_own(folder, serve):
+    judge = serve(rules=[["PASS or FAIL", "PASS"]])
+    other = {"roles.judge.base_url": judge.endpoint.base_url, "roles.judge.model": "small"}
+    policy = serve()
+    rows = run(folder, policy, "draft_judge_revise", **other)
+    assert all(row["output"].startswith("<request") for row in rows)
+    assert sum(judge.stats()["answered"].values()) == len(ROWS)
+    assert sum(policy.stats()["answered"].values()) == len(ROWS)
+
+
+# -- on the mesh -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_llama(tmp_path_factory.mktemp("model") / "m", CHATML, max_length=512)
+
+
+def command(folder, model, *more: str) -> subprocess.CompletedProcess:
+    asked = [
+        sys.executable, "-m", "experiments.chain", "--config=configs/chain.py:critique_revise",
+        f"--config.roles.policy.path={model}", f"--input={folder / 'in.jsonl'}",
+        f"--output={folder / 'out.jsonl'}", "--config.max_new_tokens=4", *more,
+    ]  # fmt: skip
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_on_the_mesh_cuts_rows_as_it_likes(folder, model):
+    """The result does not depend on how many rows go together, or how many are on the device."""
+    done = command(folder, model, "--config.options.constitution=constitution.txt")
+    assert done.returncode == 0, done.stderr
+    first = (folder / "out.jsonl").read_text()
+    config = lay(
+        ChainConfig(),
+        {"chain": "critique_revise", "rows": 2, "batch": 16, "max_new_tokens": 4},
+        {"roles.policy.path": str(model)},
+    )
+    out = folder / "again.jsonl"
+    job.run_file(config, str(folder / "in.jsonl"), str(out), QUIET)
+    assert out.read_text() == first
+    rows = [json.loads(line) for line in first.splitlines()]
+    assert [row["id"] for row in rows] == list(range(5))
+    assert len({row["output"] for row in rows}) > 1
+
+
+def test_roles_bound_to_one_model_share_its_buffers(folder, model, monkeypatch):
+    made = {}
+    monkeypatch.setattr(Runner, "__init__", lambda self, c, roles, s, t: made.update(roles))
+    monkeypatch.setattr(Runner, "run", lambda self, runs: sys.exit("far enough"))
+    overrides = {"chain": "debate", "roles.policy.path": str(model)}
+    overrides |= {"roles.judge.path": str(model), "roles.judge.chat": "no"}
+    config = lay(ChainConfig(), {}, overrides)
+    with pytest.raises(SystemExit):
+        job.run_file(config, str(folder / "in.jsonl"), str(folder / "o.jsonl"), QUIET)
+    assert made["debater"] is made["policy"]
+    assert made["judge"] is not made["policy"], "asked without the template"
+    assert made["judge"].params is made["policy"].params
+
+
+def test_a_prompt_longer_than_the_context_is_an_error_of_its_row(folder, model):
+    write(folder, [{"prompt": "a"}, {"prompt": "a b " * 600}])
+    config = lay(ChainConfig(), {"max_new_tokens": 4}, {"roles.policy.path": str(model)})
+    job.run_file(config, str(folder / "in.jsonl"), str(folder / "o.jsonl"), QUIET)
+    good, bad = (json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines())
+    assert "output" in good and "context has room for" in bad["error"]
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"chain": "critic_revise"}, "did you mean 'critique_revise'?"),
+        ({"chain": "nowhere:CHAIN"}, "No module named 'nowhere'"),
+        ({"chain": "json:loads"}, "is no chain"),
+        ({"roles.jugde.path": "x"}, "'config.roles.jugde' is asked by no step"),
+        ({"roles.policy.base_url": "http://localhost/v1"}, "either 'path'"),
+        ({"chain": "critique_revise", "options.constitution": "no.txt"}, "no template 'no.txt'"),
+        ({"chain": "extract_validate_repair", "options.fields": " , "}, "names no field"),
+        ({"options.passes": "-1"}, "'config.options.passes' must be at least 0"),
+        ({"option.passes": "1"}, "did you mean 'options'?"),
+        ({"roles.policy": "x"}, "is a group of keys"),
+        ({"roles.policy.pth": "x"}, "did you mean 'path'?"),
+    ],
+)
+def test_mistakes_are_named(folder, model, overrides, message):
+    if overrides.get("chain") == "json:loads":
+        overrides = {"chain": "karploop.errors:__name__"}
+    given = {"roles.policy.path": str(model)} | overrides
+    with pytest.raises(UserError) as caught:
+        config = lay(ChainConfig(), {}, given)
+        job.run_file(config, str(folder / "in.jsonl"), str(folder / "o.jsonl"), QUIET)
+    assert message in str(caught.value)
+
+
+def test_the_command_refuses_with_code_2(folder, model):
+    for more, message in (
+        (("--config.roles.policy.path=nowhere",), "nowhere"),
+        (("--config.chain=",), "no chain ''"),
+    ):
+        done = command(folder, model, *more)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+class Echo:
+    """A role that answers with what it is asked."""
+
+    def complete(self, prompts, ids, how):
+        return [role_module.Said(prompt) for prompt in prompts]
+
+
+def test_templates_render_data_and_never_run_it(tmp_path):
+    """What a model or a row says is not a template, and a template reaches nothing of Python."""
+    path = tmp_path / "t.jinja"
+    path.write_text("{{ prompt }}")
+    chain = Chain("c", (Ask("output", str(path)),))
+
+    def output(text: str, prompt: str = "") -> str:
+        path.write_text(text)
+        runs = [Run(0, "", {"prompt": prompt})]
+        Runner(chain, {"policy": Echo()}, Settings(), load_templates([str(path)])).run(runs)
+        return runs[0].variables["output"]
+
+    assert output("{{ prompt }}", "{{ 7 * 7 }}") == "{{ 7 * 7 }}"
+    with pytest.raises(UserError, match="unsafe"):
+        output("{{ prompt.__class__.__mro__ }}")
+    with pytest.raises(UserError, match="'missing' is undefined"):
+        output("{{ missing }}")
+    with pytest.raises(UserError, match="line 2"):
+        output("a\n{% if %}")
+
+
+def test_every_shipped_template_is_used_and_there():
+    chains = [make(ChainOptions(precommit=True)) for make in library.CHAINS.values()]
+    used = {ask.template for chain in chains for ask in chain.asks() if ask.template}
+    assert {path.name for path in SHIPPED.glob("*.jinja")} == used
+    load_templates(used)
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("PASS", True),
+        ("It does not pass.\nfail", False),
+        ("I would not say fail, nor pass", None),
+        ("passing, failed", None),
+        ("", None),
+        ("FAIL\nPASS\nso FAIL it is", False),
+    ],
+)
+def test_a_verdict_is_read_or_missing(text, value):
+    assert one_of(pass_=True, fail=False)(text) is value
+
+
+def test_objects_and_marked_lines_are_found():
+    assert json_object('Sure: {"a": {"b": 1}} and {"c": 2}') == {"a": {"b": 1}}
+    assert json_object("{not json} {1}") is None
+    assert after("Answer:")("Answer: 3\nno, Answer: 4\nbye") == "4"
+    assert after("Answer:")("Answer:") is None
+
+
+def test_keys_do_not_reach_the_output(folder, serve):
+    rows = run(folder, serve(), "answer")
+    assert KEY not in json.dumps(rows)
+    assert KEY.encode() not in (folder / "replies.sqlite").read_bytes()
