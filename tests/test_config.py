@@ -11,10 +11,9 @@ from small_tokenizers import CHATML
 
 from karploop import cli, config, launch
 from karploop.chains.job import run_file
-from karploop.config import ChainConfig, Config, RoleConfig, resolve
+from karploop.config import ChainConfig, Config, resolve
 from karploop.errors import UserError
 from karploop.reporting.progress import Progress
-from karploop.roles.bind import Bound
 from karploop.schema import lay
 
 
@@ -128,21 +127,17 @@ _STRETCHED = dict(
 )
 
 
-def _run_chains(folder, model) -> None:
-    """Chains that among them read every option, and a role behind an address."""
+def _run_chains(server, folder) -> None:
+    """Chains that among them read every option."""
     (folder / "in.jsonl").write_text('{"prompt": "a"}\n')
+    there = {"roles.policy.base_url": server.endpoint.base_url, "roles.policy.model": "small"}
     for chain in ("critique_revise", "debate", "draft_judge_revise", "extract_validate_repair"):
-        config = lay(
-            ChainConfig(),
-            {"chain": chain, "max_new_tokens": 1},
-            {"roles.policy.path": model, "options.attempts": "1"},
-        )
-        run_file(config, str(folder / "in.jsonl"), str(folder / "out"), Progress(quiet=True))
-    there = RoleConfig(base_url="http://localhost:1/v1", model="m")
-    Bound({"judge"}, {"judge": there}, folder / "replies.sqlite", "job")
+        chained = lay(ChainConfig(), {"chain": chain}, there)
+        out = str(folder / f"{chain}.jsonl")
+        run_file(chained, str(folder / "in.jsonl"), out, Progress(quiet=True), folder / "replies")
 
 
-def test_every_key_is_read_by_something(monkeypatch, tmp_path):
+def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     """Dead keys make a run look like what it is not. Runs every branch that reads a key."""
     reads: set[tuple[str, str]] = set()
     _record_reads(monkeypatch, reads)
@@ -174,7 +169,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path):
     # A checkpoint brings its own shape.
     settings = {k: v for k, v in tiny.get_config().to_dict().items() if k != "model"}
     launch.launch(resolve(settings | {"mesh": {"data": 1}}, published), str(tmp_path), "published")
-    _run_chains(tmp_path, published["roles.policy.path"])
+    _run_chains(serve(), tmp_path)
     every = {
         (cls.__name__, field.name)
         for cls in vars(config).values()
