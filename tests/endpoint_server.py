@@ -134,7 +134,8 @@ async def send(writer, status: int, payload, data: bytes | None = None) -> None:
 
 
 async def main(settings: dict) -> None:
-    server = await asyncio.start_server(Server(**settings).serve, "127.0.0.1", 0)
+    port = settings.pop("port", 0)
+    server = await asyncio.start_server(Server(**settings).serve, "127.0.0.1", port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -6,6 +6,8 @@ import json
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from endpoint_server import KEY
@@ -18,9 +20,10 @@ from karploop.chains.parsing import after, json_object, one_of
 from karploop.chains.rendering import SHIPPED, load_templates
 from karploop.chains.run import Run, Runner, Settings
 from karploop.config import ChainConfig, ChainOptions
-from karploop.errors import UserError
+from karploop.errors import RunFailed, UserError
 from karploop.reporting.progress import Progress
 from karploop.roles import role as role_module
+from karploop.sampling.sampler import Sampler
 from karploop.schema import lay
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -172,6 +175,48 @@ def test_roles_have_models_of_their_own(folder, serve):
     assert sum(policy.stats()["answered"].values()) == len(ROWS)
 
 
+def test_a_conversation_is_asked_as_it_is_and_quoted_as_text(folder, serve):
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Why?"},
+    ]
+    write(folder, [{"messages": turns}, {"messages": turns[:1]}])
+    server = serve(rules=[["Critique:", "x"], ["Write the reply anew", "y"]])
+    long, short = run(folder, server, "critique_revise")
+    assert long["steps"][0]["prompt"] == turns and long["steps"][0]["text"].startswith("<Why?|")
+    assert "Request: User: Hi\n\nAssistant: Hello\n\nUser: Why?" in long["steps"][1]["prompt"]
+    assert "Request: Hi\n" in short["steps"][1]["prompt"]
+
+
+def test_an_interrupted_chain_goes_on_and_asks_for_nothing_twice(folder, serve):
+    """The server dies between two steps and comes back at the same address."""
+    write(folder, [{"id": i, "prompt": f"p{i}"} for i in range(40)])
+    server = serve(faults={"status 500": 0.2}, delay=0.01)
+    few = {"rows": "10", "options.passes": "2", "roles.policy.attempts": "12"}
+    stopper = threading.Thread(target=_stop_after, args=(server, 60))
+    stopper.start()
+    with pytest.raises(RunFailed, match="does not answer"):
+        run(folder, server, "critique_revise", **few)
+    stopper.join()
+    assert not (folder / "critique_revise.jsonl").exists()
+    before = server.seen
+    port = int(server.address.rpartition(":")[2])
+    again = serve(port=port, faults={"status 500": 0.2})
+    rows = run(folder, again, "critique_revise", **few)
+    assert [row["id"] for row in rows] == list(range(40))
+    assert all(row["output"].startswith("<") and len(row["steps"]) == 5 for row in rows)
+    # Those in flight when the server died are asked for again.
+    assert 200 <= before + sum(again.stats()["answered"].values()) <= 200 + 16
+
+
+def _stop_after(server, count: int) -> None:
+    while (seen := sum(server.stats()["answered"].values())) < count:
+        time.sleep(0.02)
+    server.seen = seen
+    server.stop()
+
+
 # -- on the mesh -----------------------------------------------------------------------------------
 
 
@@ -205,6 +250,21 @@ def test_the_command_on_the_mesh_cuts_rows_as_it_likes(folder, model):
     rows = [json.loads(line) for line in first.splitlines()]
     assert [row["id"] for row in rows] == list(range(5))
     assert len({row["output"] for row in rows}) > 1
+
+
+def test_a_thousand_rows_are_a_few_calls_a_step(folder, model, monkeypatch):
+    write(folder, [{"prompt": f"{i}"} for i in range(1000)])
+    calls, complete = [], Sampler.complete
+
+    def counted(self, params, prompts, *args, **kwargs):
+        calls.append(len(prompts))
+        return complete(self, params, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(Sampler, "complete", counted)
+    settings = {"chain": "safe_reply", "rows": 1000, "batch": 256, "max_new_tokens": 1}
+    config = lay(ChainConfig(), settings, {"roles.policy.path": str(model)})
+    job.run_file(config, str(folder / "in.jsonl"), str(folder / "o.jsonl"), QUIET)
+    assert len(calls) == 3 * 4 and sum(calls) == 3000
 
 
 def test_roles_bound_to_one_model_share_its_buffers(folder, model, monkeypatch):

@@ -60,8 +60,7 @@ class MeshRole:
     def _tokens(self, prompt: Asked) -> list[int]:
         tokenizer = self._model.tokenizer
         if not self._chat:
-            text = prompt if isinstance(prompt, str) else transcript(prompt)
-            return tokenizer.encode_prompt(text)
+            return tokenizer.encode_prompt(prompt if isinstance(prompt, str) else _open(prompt))
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return tokenizer.render(list(turns), add_generation_prompt=True)
 
@@ -79,9 +78,17 @@ class MeshRole:
 
 
 def transcript(messages: Sequence[Any]) -> str:
-    """A conversation as plain text, for a model that has no chat template."""
-    lines = [f"{m['role'].capitalize()}: {m['content']}" for m in messages]
-    return "\n\n".join([*lines, "Assistant:"])
+    """A conversation as plain text, for a template to quote."""
+    return messages[0]["content"] if len(messages) == 1 else _turns(messages)
+
+
+def _open(messages: Sequence[Any]) -> str:
+    """A conversation as text in which the assistant speaks next."""
+    return f"{_turns(messages)}\n\nAssistant:"
+
+
+def _turns(messages: Sequence[Any]) -> str:
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
 
 
 def _key(seed: Sequence[int]) -> jax.Array:
