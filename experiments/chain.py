@@ -27,7 +27,7 @@ flags.DEFINE_string("output", None, "JSON lines to write, or -.", required=True)
 def main(argv: list[str]) -> int:
     cli.no_arguments(argv)
     config = lay(ChainConfig(), cli.load_settings(FLAGS.config), _OVERRIDES)
-    from karploop.chains.job import run_file  # imports jax: only once the config is known
+    from karploop.offline_chain import run_file  # imports jax: only once the config is known
     from karploop.reporting.progress import Progress
 
     run_file(config, FLAGS.input, FLAGS.output, Progress())

@@ -14,7 +14,9 @@ from endpoint_server import KEY
 from small_models import save_llama
 from small_tokenizers import CHATML
 
-from karploop.chains import job, library
+from karploop import asking
+from karploop import offline_chain as job
+from karploop.chains import library
 from karploop.chains.definition import Ask, Chain
 from karploop.chains.parsing import after, json_object, one_of
 from karploop.chains.rendering import SHIPPED, load_templates
@@ -22,7 +24,6 @@ from karploop.chains.run import Run, Runner, Settings
 from karploop.config import ChainConfig, ChainOptions
 from karploop.errors import RunFailed, UserError
 from karploop.reporting.progress import Progress
-from karploop.roles import role as role_module
 from karploop.sampling.sampler import Sampler
 from karploop.schema import lay
 
@@ -332,7 +333,7 @@ class Echo:
     """A role that answers with what it is asked."""
 
     def complete(self, prompts, ids, how):
-        return [role_module.Said(prompt) for prompt in prompts]
+        return [asking.Said(prompt) for prompt in prompts]
 
 
 def test_templates_render_data_and_never_run_it(tmp_path):

@@ -10,9 +10,9 @@ from small_models import save_llama
 from small_tokenizers import CHATML
 
 from karploop import cli, config, launch
-from karploop.chains.job import run_file
 from karploop.config import ChainConfig, Config, resolve
 from karploop.errors import UserError
+from karploop.offline_chain import run_file
 from karploop.reporting.progress import Progress
 from karploop.schema import lay
 

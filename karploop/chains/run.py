@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
+from karploop.asking import Asked, How, Role
 from karploop.chains.definition import Ask, Branch, Chain, Draw, Let, Repeat, Step
 from karploop.chains.rendering import Templates
 from karploop.errors import UserError
-from karploop.roles.role import Asked, How, Role
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from karploop.asking import Role
 from karploop.config import RoleConfig
 from karploop.endpoints.calls import Endpoint
 from karploop.endpoints.client import Client
@@ -17,7 +18,6 @@ from karploop.errors import UserError
 from karploop.roles.local import LocalModel
 from karploop.roles.on_mesh import MeshRole
 from karploop.roles.remote import RemoteRole
-from karploop.roles.role import Role
 from karploop.schema import nearest
 
 POLICY = "policy"

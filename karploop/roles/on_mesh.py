@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
+from karploop.asking import Asked, How, Said, cut, spoken
 from karploop.models.weights import Weights
 from karploop.roles.local import LocalModel
-from karploop.roles.role import Asked, How, Said, cut
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.sampler import Sampler, batches
 
@@ -60,7 +60,7 @@ class MeshRole:
     def _tokens(self, prompt: Asked) -> list[int]:
         tokenizer = self._model.tokenizer
         if not self._chat:
-            return tokenizer.encode_prompt(prompt if isinstance(prompt, str) else _open(prompt))
+            return tokenizer.encode_prompt(prompt if isinstance(prompt, str) else spoken(prompt))
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return tokenizer.render(list(turns), add_generation_prompt=True)
 
@@ -75,20 +75,6 @@ class MeshRole:
                 completion_length=max_new_tokens - 1,
             )
         return self._samplers[max_new_tokens]
-
-
-def transcript(messages: Sequence[Any]) -> str:
-    """A conversation as plain text, for a template to quote."""
-    return messages[0]["content"] if len(messages) == 1 else _turns(messages)
-
-
-def _open(messages: Sequence[Any]) -> str:
-    """A conversation as text in which the assistant speaks next."""
-    return f"{_turns(messages)}\n\nAssistant:"
-
-
-def _turns(messages: Sequence[Any]) -> str:
-    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
 
 
 def _key(seed: Sequence[int]) -> jax.Array:

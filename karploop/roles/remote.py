@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from karploop.asking import Asked, How, Said, cut
 from karploop.endpoints.calls import Call, Failure
 from karploop.endpoints.client import Client
-from karploop.roles.role import Asked, How, Said, cut
 
 
 class RemoteRole:

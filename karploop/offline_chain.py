@@ -9,6 +9,7 @@ import pathlib
 from dataclasses import asdict
 from typing import Any
 
+from karploop.asking import transcript
 from karploop.chains.definition import Chain
 from karploop.chains.library import CHAINS
 from karploop.chains.rendering import Templates, load_templates, read_text
@@ -21,7 +22,6 @@ from karploop.jobs import Output, Row
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import Bound
-from karploop.roles.on_mesh import transcript
 from karploop.schema import nearest
 
 

@@ -1,4 +1,4 @@
-"""What every role can do, wherever its weights are."""
+"""How a role is asked, wherever its weights are: prompts, settings, and what is said."""
 
 from __future__ import annotations
 
@@ -45,3 +45,17 @@ def cut(text: str, stops: Sequence[str]) -> str:
     """The text before the first stop string in it."""
     ends = [text.find(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A conversation as plain text, for a template to quote."""
+    return messages[0]["content"] if len(messages) == 1 else _turns(messages)
+
+
+def spoken(messages: Sequence[Message]) -> str:
+    """A conversation as a text in which the assistant speaks next, where there is no template."""
+    return f"{_turns(messages)}\n\nAssistant:"
+
+
+def _turns(messages: Sequence[Message]) -> str:
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
