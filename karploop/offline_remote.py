@@ -8,10 +8,8 @@ import pathlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-import numpy as np
-
 from karploop.data.rows import Prompt, located_rows, to_prompt
-from karploop.endpoints.calls import Call, Endpoint, Failure, Reply
+from karploop.endpoints.calls import Call, Endpoint, Failure, Reply, seed_of
 from karploop.endpoints.client import Client, Outcome
 from karploop.endpoints.ledger import Ledger
 from karploop.errors import UserError
@@ -76,14 +74,12 @@ def generate(
 
 
 def _call(job: GenerateJob, prompt: Prompt, row: int, sample: int) -> Call:
-    # 31 bits, for servers that keep a seed in a signed integer.
-    (seed,) = np.random.SeedSequence([job.seed, row, sample]).generate_state(1)
     return Call(
         prompt=prompt.text if prompt.text is not None else prompt.messages,
         max_tokens=job.max_new_tokens,
         temperature=job.temperature,
         top_p=job.top_p,
-        seed=int(seed >> 1),
+        seed=seed_of(job.seed, row, sample),
     )
 
 

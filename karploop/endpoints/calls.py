@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from karploop.errors import UserError
 
 Message = Mapping[str, Any]
@@ -116,6 +118,11 @@ class Call:
         """As the request says it, under whichever of its two names."""
         body = self.body(endpoint)
         return int(body.get("max_completion_tokens", body.get("max_tokens", self.max_tokens)))
+
+
+def seed_of(*parts: int) -> int:
+    """A seed of 31 bits, for servers that keep it in a signed integer."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from karploop.asking import Asked, How, Said, cut
-from karploop.endpoints.calls import Call, Failure
+from karploop.endpoints.calls import Call, Failure, seed_of
 from karploop.endpoints.client import Client
 
 
@@ -38,7 +36,6 @@ class RemoteRole:
         return said
 
     def _call(self, prompt: Asked, prompt_id: int, how: How) -> Call:
-        (seed,) = np.random.SeedSequence([*how.seed, prompt_id]).generate_state(1)
         if self._chat and isinstance(prompt, str):
             prompt = ({"role": "user", "content": prompt},)
         return Call(
@@ -46,6 +43,6 @@ class RemoteRole:
             max_tokens=how.max_new_tokens,
             temperature=how.temperature,
             top_p=how.top_p,
-            seed=int(seed >> 1),  # 31 bits, for servers that keep it in a signed integer
+            seed=seed_of(*how.seed, prompt_id),
             stop=how.stop,
         )
