@@ -248,6 +248,28 @@ def _draw_arm(panel: Axes, row: int, arm: ArmResult) -> None:
     panel.plot([estimate.mean], [row], "D", ms=6, color=_ARM_COLOUR, zorder=4)
 
 
+def reliability_plot(
+    judges: Mapping[str, Sequence[tuple[float, float, int]]], path: pathlib.Path | str
+) -> None:
+    """Writes a PNG: of verdicts of about the same score, the share that is good.
+
+    Args:
+      judges: bins of each, (mean score, share of gold, count); a marker's area is its count.
+    """
+    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
+    panel = figure.subplots()
+    _style(panel)
+    panel.plot([0, 1], [0, 1], color=_BASE_COLOUR, lw=1, ls="--", label="calibrated")
+    for name, bins in judges.items():
+        scores, gold, counts = zip(*bins, strict=True)
+        (line,) = panel.plot(scores, gold, lw=1.2, label=name)
+        areas = [12 + 120 * count / max(counts) for count in counts]
+        panel.scatter(scores, gold, s=areas, color=line.get_color(), alpha=0.7, lw=0)
+    panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="score", ylabel="share that is good")
+    panel.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
 def _shade(panel: Axes, trained_up_to: float) -> None:
     left, right = panel.get_xlim()
     edge = trained_up_to + 0.5
