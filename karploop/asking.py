@@ -30,6 +30,14 @@ class Said:
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Scored:
+    """How probable each option is as what comes next, or why that is not known."""
+
+    logprobs: tuple[float, ...] | None  # nats, but for a constant that all options share
+    error: str = ""
+
+
 class Role(Protocol):
     """A named model."""
 
@@ -37,6 +45,14 @@ class Role(Protocol):
         """One completion of every prompt, in their order.
 
         What is said to a prompt depends on its id and on `how`, and not on the other prompts.
+        """
+        ...
+
+    def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:
+        """How probable the model finds each option as the beginning of its answer.
+
+        Raises:
+          UserError: it cannot tell, for any prompt.
         """
         ...
 

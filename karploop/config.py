@@ -324,6 +324,22 @@ class ChainConfig:
     dtype: str = option("float32", choices=("float32", "bfloat16"))
 
 
+@dataclass(frozen=True)
+class JudgingConfig:
+    """A judge over the rows of a file."""
+
+    judge: str = option("rubric", choices=("rubric", "pairwise", "constitution"))
+    seed: int = option(0, low=0, high=2**31 - 1)
+    roles: dict[str, RoleConfig] = dataclasses.field(default_factory=dict)
+    criteria: str = ""  # a file with "weight name: question" a line; empty: the shipped one
+    levels: int = option(5, low=2, high=9)  # of a rating: 1 … this
+    constitution: str = ""  # a file with a principle a line; empty: the shipped one
+    principles: int = option(1, low=1)  # that a pair is judged by, drawn for each and averaged
+    rows: int = option(256, low=1)  # that are judged together
+    batch: int = option(8, low=1)  # prompts on the device at a time
+    dtype: str = option("float32", choices=("float32", "bfloat16"))
+
+
 # Keys that never change a result: a run may go on with other values of these.
 RESULT_FREE = ("mesh", "retention", "rounds")
 

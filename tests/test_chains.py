@@ -298,7 +298,7 @@ def test_a_prompt_longer_than_the_context_is_an_error_of_its_row(folder, model):
         ({"chain": "json:loads"}, "is no chain"),
         ({"roles.jugde.path": "x"}, "'config.roles.jugde' is asked by no step"),
         ({"roles.policy.base_url": "http://localhost/v1"}, "either 'path'"),
-        ({"chain": "critique_revise", "options.constitution": "no.txt"}, "no template 'no.txt'"),
+        ({"chain": "critique_revise", "options.constitution": "no.txt"}, "no file 'no.txt'"),
         ({"chain": "extract_validate_repair", "options.fields": " , "}, "names no field"),
         ({"options.passes": "-1"}, "'config.options.passes' must be at least 0"),
         ({"option.passes": "1"}, "did you mean 'options'?"),

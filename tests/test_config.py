@@ -10,9 +10,10 @@ from small_models import save_llama
 from small_tokenizers import CHATML
 
 from karploop import cli, config, launch
-from karploop.config import ChainConfig, Config, resolve
+from karploop.config import ChainConfig, Config, JudgingConfig, resolve
 from karploop.errors import UserError
 from karploop.offline_chain import run_file
+from karploop.offline_judge import run_file as judge_file
 from karploop.reporting.progress import Progress
 from karploop.schema import lay
 
@@ -137,6 +138,14 @@ def _run_chains(server, folder) -> None:
         run_file(chained, str(folder / "in.jsonl"), out, Progress(quiet=True), folder / "replies")
 
 
+def _run_judges(model, folder) -> None:
+    source = folder / "pairs.jsonl"
+    source.write_text('{"prompt": "a", "completion": "b", "completions": ["b", "c"]}\n')
+    for name in ("rubric", "constitution"):
+        judging = lay(JudgingConfig(), {"judge": name}, {"roles.judge.path": model})
+        judge_file(judging, str(source), str(folder / f"{name}.jsonl"), Progress(quiet=True))
+
+
 def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     """Dead keys make a run look like what it is not. Runs every branch that reads a key."""
     reads: set[tuple[str, str]] = set()
@@ -170,6 +179,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     settings = {k: v for k, v in tiny.get_config().to_dict().items() if k != "model"}
     launch.launch(resolve(settings | {"mesh": {"data": 1}}, published), str(tmp_path), "published")
     _run_chains(serve(), tmp_path)
+    _run_judges(published["roles.policy.path"], tmp_path)
     every = {
         (cls.__name__, field.name)
         for cls in vars(config).values()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from karploop.chains.definition import Ask, Branch, Chain, Draw, Let, Repeat, Variables
 from karploop.chains.parsing import json_object, one_of
-from karploop.chains.rendering import read_text
+from karploop.chains.rendering import read_lines
 from karploop.config import ChainOptions
 from karploop.errors import UserError
 
@@ -39,7 +39,7 @@ def critique_revise(options: ChainOptions) -> Chain:
     """Constitutional AI's first stage (arXiv 2212.08073, section 3.1): each pass draws a principle,
     finds fault by it, and writes the reply anew."""
     one_pass = (
-        Draw("principle", _principles(options.constitution)),
+        Draw("principle", read_lines(options.constitution or "constitution.txt")),
         Ask("critique", "critique.jinja", "critic", temperature=options.judging_temperature),
         Ask("output", "revision.jinja"),
     )
@@ -169,15 +169,6 @@ CHAINS: dict[str, Callable[[ChainOptions], Chain]] = {
         *(draft_judge_revise, extract_validate_repair, safe_reply),
     )
 }
-
-
-def _principles(path: str) -> tuple[str, ...]:
-    """Raises UserError: the file is missing or empty."""
-    lines = [line.strip() for line in read_text(path or "constitution.txt").splitlines()]
-    found = tuple(line for line in lines if line and not line.startswith("#"))
-    if not found:
-        raise UserError(f"'config.options.constitution': '{path}' has no principles, one a line")
-    return found
 
 
 def _heard(v: Variables, side: str, hidden: bool) -> list:

@@ -20,27 +20,37 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
 )
 
 
-def read_text(name: str) -> str:
-    """The text of a shipped file, or of one at a path.
+def read_text(name: str, shipped: pathlib.Path = SHIPPED) -> str:
+    """The text of a file in the folder `shipped`, or of one at a path.
 
     Raises UserError: there is none.
     """
-    path = SHIPPED / name if (SHIPPED / name).is_file() else pathlib.Path(name)
+    path = shipped / name if (shipped / name).is_file() else pathlib.Path(name)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir()))
-        raise UserError(
-            f"no template '{name}' ({error}): name a file, or one of {shipped}"
-        ) from error
+        known = ", ".join(sorted(p.name for p in shipped.iterdir()))
+        raise UserError(f"no file '{name}' ({error}): name one, or one of {known}") from error
 
 
-def load_templates(names: Iterable[str]) -> Templates:
+def read_lines(name: str, shipped: pathlib.Path = SHIPPED) -> tuple[str, ...]:
+    """The lines of such a file that are neither empty nor begin with '#'.
+
+    Raises UserError: there is no file, or no line in it.
+    """
+    lines = [line.strip() for line in read_text(name, shipped).splitlines()]
+    found = tuple(line for line in lines if line and not line.startswith("#"))
+    if not found:
+        raise UserError(f"'{name}' has no lines but empty ones and remarks")
+    return found
+
+
+def load_templates(names: Iterable[str], shipped: pathlib.Path = SHIPPED) -> Templates:
     """Raises UserError: a file is missing, or is no template (with its line)."""
     loaded = {}
     for name in set(names):
         try:
-            loaded[name] = _ENVIRONMENT.from_string(read_text(name))
+            loaded[name] = _ENVIRONMENT.from_string(read_text(name, shipped))
         except TemplateSyntaxError as error:
             raise UserError(f"template '{name}', line {error.lineno}: {error.message}") from error
     return loaded

@@ -1,1 +1,1 @@
-"""Roles: named models, on the mesh or behind an address. Their verb is `complete`."""
+"""Roles: named models, on the mesh or behind an address. Their verbs are `complete` and `score`."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from karploop.asking import Asked, How, Said, cut
+from karploop.asking import Asked, How, Said, Scored, cut
 from karploop.endpoints.calls import Call, Failure, seed_of
 from karploop.endpoints.client import Client
+from karploop.errors import UserError
 
 
 class RemoteRole:
@@ -34,6 +35,13 @@ class RemoteRole:
                 # Not every server knows stop strings.
                 said[place] = Said(cut(outcome.text, how.stop), tokens=outcome.tokens_out or 0)
         return said
+
+    def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:
+        """Raises UserError: a server does not tell how probable a text is."""
+        raise UserError(
+            "a judge reads probabilities, and a model behind an address gives texts alone: bind "
+            "the role to weights ('path')"
+        )
 
     def _call(self, prompt: Asked, prompt_id: int, how: How) -> Call:
         if self._chat and isinstance(prompt, str):

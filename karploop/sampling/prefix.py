@@ -31,3 +31,25 @@ def see_prefix(mask_BxLxL: jax.Array, real_BxL: jax.Array, length: int) -> jax.A
     shape = (*real_BxL.shape, length)
     sees_BxLxP = jnp.broadcast_to(real_BxL[:, :, None], shape)
     return jnp.concatenate([sees_BxLxP, mask_BxLxL], axis=2)
+
+
+def prefill(model: Decoder, params, prompts_PxL, lengths_P, prefix_L):
+    """Cache over prefix and prompts, and the logits_PxV of each prompt's first new token.
+
+    Args:
+      prompts_PxL: token ids, padded on the left; P prompts.
+      lengths_P: real tokens in each row (at least 1).
+      prefix_L: tokens that stand before every prompt, or None.
+    """
+    rows, length = prompts_PxL.shape
+    prefix_length = 0 if prefix_L is None else len(prefix_L)
+    cache = read_prefix(model, params, prefix_L, rows, length)
+    positions_PxL = jnp.arange(length)[None] - (length - lengths_P)[:, None]  # < 0 on padding
+    real_PxL = positions_PxL >= 0
+    # One segment a row. A padding query sees itself alone, and no real query sees it.
+    mask_PxLxS = see_prefix(packed_mask(real_PxL.astype(jnp.int32)), real_PxL, prefix_length)
+    positions_PxL = prefix_length + jnp.maximum(positions_PxL, 0)
+    hidden_PxLxE, cache = model.apply(
+        params, prompts_PxL, mask_PxLxS, positions_PxL, cache, prefix_length
+    )
+    return cache, model.apply(params, hidden_PxLxE[:, -1], method="logits")

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from karploop.models.decoder import Cache, Decoder, packed_mask
+from karploop.models.decoder import Cache, Decoder
 from karploop.sampling.distributions import Sampling, draw
-from karploop.sampling.prefix import read_prefix, see_prefix
+from karploop.sampling.prefix import prefill
 
 
 class Rollout(NamedTuple):
@@ -73,7 +73,7 @@ def rollout(
       stop_ids: tokens that end a completion, each with the same right.
       fused_steps: decode steps between two looks at whether every row has stopped.
     """
-    prefilled, logits_PxV = _prefill(model, params, prompts_PxL, lengths_P, prefix_L)
+    prefilled, logits_PxV = prefill(model, params, prompts_PxL, lengths_P, prefix_L)
     rows, prompt_length = prompts_PxL.shape[0] * samples, prompts_PxL.shape[1]
     prefix_length = 0 if prefix_L is None else len(prefix_L)
     chunks = -(-max(max_new - 1, 0) // fused_steps)
@@ -157,19 +157,3 @@ def rollout(
         lengths_R=state.lengths_R,
         finished_R=state.finished_R,
     )
-
-
-def _prefill(model: Decoder, params, prompts_PxL, lengths_P, prefix_L):
-    """Cache over prefix and prompts, and the logits_PxV of each prompt's first new token."""
-    rows, length = prompts_PxL.shape
-    prefix_length = 0 if prefix_L is None else len(prefix_L)
-    cache = read_prefix(model, params, prefix_L, rows, length)
-    positions_PxL = jnp.arange(length)[None] - (length - lengths_P)[:, None]  # < 0 on padding
-    real_PxL = positions_PxL >= 0
-    # One segment a row. A padding query sees itself alone, and no real query sees it.
-    mask_PxLxS = see_prefix(packed_mask(real_PxL.astype(jnp.int32)), real_PxL, prefix_length)
-    positions_PxL = prefix_length + jnp.maximum(positions_PxL, 0)
-    hidden_PxLxE, cache = model.apply(
-        params, prompts_PxL, mask_PxLxS, positions_PxL, cache, prefix_length
-    )
-    return cache, model.apply(params, hidden_PxLxE[:, -1], method="logits")

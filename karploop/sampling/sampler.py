@@ -15,7 +15,7 @@ from karploop.mesh import batch_sharding, put, replicated, to_host
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.rollout import rollout
-from karploop.sampling.score import score
+from karploop.sampling.score import score, score_next
 
 Prompt = str | Sequence[int]  # text, or tokens
 
@@ -106,6 +106,13 @@ class Sampler:
             in_shardings=(weights.shardings, rows, rows, rows, whole),
             out_shardings=whole,
         )
+        self._score_next = jax.jit(
+            lambda params, prompts_PxL, lengths_P, options_O, prefix_L: score_next(
+                model, params, prompts_PxL, lengths_P, options_O, given(prefix_L)
+            ),
+            in_shardings=(weights.shardings, rows, rows, whole, whole),
+            out_shardings=whole,
+        )
 
     def complete(
         self,
@@ -188,6 +195,19 @@ class Sampler:
         on_device = (put(array, rows) for array in (tokens_BxL, starts_B, lengths_B))
         logprobs_BxL = to_host(self._score(params, *on_device, self.prefix))
         return [logprobs_BxL[row, starts_B[row] : lengths_B[row]] for row in range(len(starts))]
+
+    def score_next(
+        self, params: Any, prompts: Sequence[Prompt], options: Sequence[int], batch: int
+    ) -> np.ndarray:
+        """Log-probability (nats) that each of the tokens `options` comes after each of at most
+        `batch` prompts, logprobs_PxO."""
+        tokens_PxL, lengths_P = self._pad_left(prompts, batch)
+        rows = batch_sharding(self.mesh)
+        options_O = np.array(options, np.int32)
+        logprobs_PxO = self._score_next(
+            params, put(tokens_PxL, rows), put(lengths_P, rows), options_O, self.prefix
+        )
+        return to_host(logprobs_PxO)[: len(prompts)]
 
     def _ids(self, prompt: Prompt) -> list[int]:
         """A text's tokens, behind the start token unless a prefix has it; given tokens as given."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
-from karploop.sampling.prefix import read_prefix, see_prefix
+from karploop.sampling.prefix import prefill, read_prefix, see_prefix
 
 
 def score(
@@ -46,3 +46,19 @@ def score(
         model, params, hidden_BxLxE[:, :-1], tokens_BxL[:, 1:], wanted_BxL[:, 1:]
     )
     return jnp.pad(taken_BxL, ((0, 0), (1, 0)))
+
+
+def score_next(
+    model: Decoder,
+    params,
+    prompts_PxL: jax.Array,
+    lengths_P: jax.Array,
+    options_O: jax.Array,
+    prefix_L: jax.Array | None = None,
+) -> jax.Array:
+    """Log-probability (nats, float32) that each of O tokens comes next, logprobs_PxO.
+
+    One forward pass a prompt, however many options. Arguments as of `prefix.prefill`.
+    """
+    _, logits_PxV = prefill(model, params, prompts_PxL, lengths_P, prefix_L)
+    return jax.nn.log_softmax(logits_PxV, axis=-1)[:, options_O]

@@ -1,0 +1,14 @@
+"""A model as a judge over the rows of a file.
+
+    python -m experiments.judge --config=configs/judge.py:pairwise --config.roles.judge.path=PATH \
+        --input=rows.jsonl --output=verdicts.jsonl
+
+The argument is the judge: rubric (the default), pairwise or constitution. Criteria and principles
+are files: `--config.criteria=FILE`, `--config.constitution=FILE`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    return ConfigDict(dict(judge=arg or "rubric"))
