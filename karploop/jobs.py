@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -48,6 +49,12 @@ def check_job(job: GenerateJob | ScoreJob) -> None:
     for name in ("top_p", "min_p"):
         if getattr(job, name, 0) > 1:
             raise UserError(f"--{name} must be at most 1, got {getattr(job, name)}")
+
+
+def identity_of(*what: Any) -> str:
+    """A hash of what decides a job's result."""
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Output:

@@ -6,8 +6,6 @@ job leaves a hidden partial file beside its output; the same job finds it and go
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +16,7 @@ from jax.sharding import Mesh
 from karploop.config import MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.errors import UserError
-from karploop.jobs import GenerateJob, Output, Row, ScoreJob, check_job
+from karploop.jobs import GenerateJob, Output, Row, ScoreJob, check_job, identity_of
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress, Stage
 from karploop.roles.local import LocalModel, prompt_tokens
@@ -161,8 +159,7 @@ def _run(
 
 def _open(target: str, job: Any, model: LocalModel, rows: Sequence[Row]) -> Output:
     settings = asdict(job) | {"batch": 0, "model": model.stamps()}
-    text = json.dumps([settings, list(rows)], sort_keys=True, default=str)
-    return Output(target, hashlib.sha256(text.encode()).hexdigest())
+    return Output(target, identity_of(settings, list(rows)))
 
 
 def _write(out: Output, rows: Iterator[tuple[Row, int]], stage: Stage) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import pathlib
 from dataclasses import asdict
-from typing import Any
 
 from karploop.asking import transcript
 from karploop.chains.definition import Chain
@@ -18,7 +15,7 @@ from karploop.config import ChainConfig, MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.errors import UserError
 from karploop.files import cache_folder
-from karploop.jobs import Output, Row
+from karploop.jobs import Output, Row, identity_of
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import Bound
@@ -57,7 +54,7 @@ def run_file(
     )
     mesh = make_mesh(MeshConfig())
     check_batch(config.batch, mesh, "config.batch")
-    with Output(target, _hash([job, bound.identity()])) as out:
+    with Output(target, identity_of(job, bound.identity())) as out:
         if out.done == len(rows):
             return
         settings = Settings(config.seed, config.temperature, config.top_p, config.max_new_tokens)
@@ -115,8 +112,4 @@ def _added(chain: Chain, run: Run) -> Row:
 def _identity(config: ChainConfig, templates: Templates, rows: list[Row]) -> str:
     free = ("roles", "rows", "batch")  # without effect, or told apart by what they are bound to
     settings = {name: value for name, value in asdict(config).items() if name not in free}
-    return _hash([settings, {name: read_text(name) for name in templates}, rows])
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return identity_of(settings, {name: read_text(name) for name in templates}, rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +12,7 @@ from karploop.config import JudgingConfig, MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.errors import UserError
 from karploop.files import cache_folder
-from karploop.jobs import Output, Row
+from karploop.jobs import Output, Row, identity_of
 from karploop.judging.constitution import constitution
 from karploop.judging.opinion import TEMPLATES, Opinion
 from karploop.judging.pairwise import pairwise
@@ -49,10 +47,10 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     bound = Bound(
         [ROLE], config.roles, cache_folder() / "responses.sqlite", "judge", dtype=config.dtype
     )
-    identity = _hash([settings, files, bound.identity()])
+    identity = identity_of(settings, files, bound.identity())
     mesh = make_mesh(MeshConfig())
     check_batch(config.batch, mesh, "config.batch")
-    with Output(target, _hash([identity, rows])) as out:
+    with Output(target, identity_of(identity, rows)) as out:
         if out.done == len(rows):
             return
         role = bound.load(mesh, config.batch)[ROLE]
@@ -124,7 +122,3 @@ def _verdict(item: Item, opinion: Opinion) -> Row:
         verdict |= {"forward": opinion.forward, "backward": opinion.backward}
         verdict |= {"winner": opinion.winner}
     return verdict | {"length": len(first) - sum(map(len, second))}
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pathlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,7 +12,7 @@ from karploop.endpoints.client import Client, Outcome
 from karploop.endpoints.ledger import Ledger
 from karploop.errors import UserError
 from karploop.files import cache_folder
-from karploop.jobs import GenerateJob, Output, Row, check_job
+from karploop.jobs import GenerateJob, Output, Row, check_job, identity_of
 from karploop.reporting.progress import Progress
 
 
@@ -52,8 +50,8 @@ def generate(
             raise UserError(f"{where}: an endpoint takes 'prompt' or 'messages', and not 'tokens'")
         rows.append(row)
         calls += [_call(job, prompt, len(rows) - 1, sample) for sample in range(job.n)]
-    what = [asdict(job) | {"batch": 0}, endpoint.base_url, dict(endpoint.extra), rows]
-    identity = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+    settings = asdict(job) | {"batch": 0}
+    identity = identity_of(settings, endpoint.base_url, dict(endpoint.extra), rows)
     ledger = Ledger(responses or cache_folder() / "responses.sqlite", identity)
     client = Client(endpoint, ledger)
     with Output(target, identity) as out:

@@ -64,10 +64,10 @@ def truth() -> dict[str, float]:
 def test_intervals_hold_what_was_put_in(truth):
     """Of 95% intervals over many small sets, about so many hold the value."""
     held = {name: 0 for name in MEASURES}
-    trials = 60
+    trials = 40
     for trial in range(trials):
         rows = simulated(150, seed=100 + trial, repeats=2, **FAULTS)
-        for name, found in calibrate(rows, resamples=200, seed=trial).items():
+        for name, found in calibrate(rows, resamples=120, seed=trial).items():
             held[name] += found.low <= truth[name] <= found.high
     # An error of calibration is biased upward in small sets, for noise in a bin is a distance too;
     # the better of two rates likewise.
@@ -77,7 +77,7 @@ def test_intervals_hold_what_was_put_in(truth):
 
 def test_each_fault_shows_in_its_own_measure():
     """A judge with one fault has that one and not the others."""
-    clean = calibrate(simulated(3000, 0, repeats=2, noise=0.3), resamples=300)
+    clean = calibrate(simulated(3000, 0, repeats=2, noise=0.3), resamples=150)
     for fault, measure in (
         ("position", "position_bias"),
         ("length", "length_bias"),
@@ -85,7 +85,7 @@ def test_each_fault_shows_in_its_own_measure():
         ("invalid", "coverage"),
     ):
         faulty = calibrate(
-            simulated(3000, 0, repeats=2, noise=0.3, **{fault: FAULTS[fault]}), resamples=300
+            simulated(3000, 0, repeats=2, noise=0.3, **{fault: FAULTS[fault]}), resamples=150
         )
         healthy = 1.0 if measure == "coverage" else 0.0
         assert clean[measure].low <= healthy <= clean[measure].high
