@@ -96,9 +96,23 @@ def test_overrides_are_taken_out_of_the_command_line_in_every_spelling():
 CONFIGS = {"addition": "tiny", "reversal": "", "checkpoint": "chat", "gemma3_270m": ""}
 
 
+FOR_FILES = {"chain": (ChainConfig(), "debate"), "judge": (JudgingConfig(), "pairwise")}
+
+
+def test_every_shipped_config_is_tested():
+    there = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert there == CONFIGS.keys() | FOR_FILES.keys()
+
+
+@pytest.mark.parametrize("name", FOR_FILES)
+def test_shipped_configs_of_files_are_valid(name):
+    defaults, argument = FOR_FILES[name]
+    assert lay(defaults, cli.load_settings(f"{ROOT}/configs/{name}.py")) == defaults
+    assert lay(defaults, cli.load_settings(f"{ROOT}/configs/{name}.py:{argument}")) != defaults
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configs_are_valid(name):
-    assert set(CONFIGS) == {path.stem for path in (ROOT / "configs").glob("*.py")}
     for argument in {"", CONFIGS[name]}:
         spec = f"{ROOT}/configs/{name}.py" + (f":{argument}" if argument else "")
         assert cli.load_config(spec, {}).rounds > 0
