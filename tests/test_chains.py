@@ -253,8 +253,9 @@ def test_the_command_on_the_mesh_cuts_rows_as_it_likes(folder, model):
     assert len({row["output"] for row in rows}) > 1
 
 
-def test_a_thousand_rows_are_a_few_calls_a_step(folder, model, monkeypatch):
-    write(folder, [{"prompt": f"{i}"} for i in range(1000)])
+def test_rows_go_through_a_step_together(folder, model, monkeypatch):
+    """A hundred and sixty rows, 40 on the device at a time: four calls a step, and no more."""
+    write(folder, [{"prompt": f"{i}"} for i in range(160)])
     calls, complete = [], Sampler.complete
 
     def counted(self, params, prompts, *args, **kwargs):
@@ -262,10 +263,10 @@ def test_a_thousand_rows_are_a_few_calls_a_step(folder, model, monkeypatch):
         return complete(self, params, prompts, *args, **kwargs)
 
     monkeypatch.setattr(Sampler, "complete", counted)
-    settings = {"chain": "safe_reply", "rows": 1000, "batch": 256, "max_new_tokens": 1}
+    settings = {"chain": "safe_reply", "rows": 160, "batch": 40, "max_new_tokens": 1}
     config = lay(ChainConfig(), settings, {"roles.policy.path": str(model)})
     job.run_file(config, str(folder / "in.jsonl"), str(folder / "o.jsonl"), QUIET)
-    assert len(calls) == 3 * 4 and sum(calls) == 3000
+    assert len(calls) == 3 * 4 and sum(calls) == 480
 
 
 def test_roles_bound_to_one_model_share_its_buffers(folder, model, monkeypatch):
