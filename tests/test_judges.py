@@ -274,17 +274,14 @@ def test_verdicts_of_the_command_can_be_calibrated(model, tmp_path, judge):
 def test_the_judge_is_known_by_all_that_decides_a_verdict(model, tmp_path):
     source, names = write(tmp_path, ROWS[:1]), set()
     (tmp_path / "c.txt").write_text("1 mine: Is it mine?\n")
+    (tmp_path / "d.txt").write_text("1 yours: Is it yours?\n")
+    mine, yours = ({"criteria": str(tmp_path / name)} for name in ("c.txt", "d.txt"))
     given = {"roles.judge.path": str(model)}
-    for more in (
-        {},
-        {"levels": "3"},
-        {"criteria": str(tmp_path / "c.txt")},
-        {"roles.judge.chat": "no"},
-    ):
+    for more in (mine, yours, mine | {"levels": "3"}, mine | {"roles.judge.chat": "no"}):
         target = tmp_path / f"{len(names)}.jsonl"
         run_file(lay(JudgingConfig(), {}, given | more), source, str(target), QUIET)
         names.add(json.loads(target.read_text())["judge"])
-    assert len(names) == 3
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize(
