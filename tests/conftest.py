@@ -23,7 +23,10 @@ hypothesis.settings.register_profile("karploop", deadline=None)  # a busy machin
 hypothesis.settings.load_profile("karploop")
 
 
-LONGEST = ("resume", "lora", "object_store", "policy", "export", "distributed", "gc", "parity")
+LONGEST = (
+    *("resume", "lora", "object_store", "policy", "export", "distributed", "gc", "parity"),
+    *("config", "chains", "endpoints", "judges", "run", "training", "sweep_runner", "readme"),
+)
 
 
 def pytest_collection_modifyitems(items):

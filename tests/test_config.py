@@ -164,15 +164,14 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     """Dead keys make a run look like what it is not. Runs every branch that reads a key."""
     reads: set[tuple[str, str]] = set()
     _record_reads(monkeypatch, reads)
+    stretched = {"model": dict(_STRETCHED, scan=True, remat="dots")}
+    muon = {"warmup": {"optimizer": {"name": "muon"}}}
     variants = [
-        {},
-        {"model": {"positions": "rope"}, "warmup": {"optimizer": {"name": "muon"}}},
-        {"filter": {"name": "random"}, "model": dict(_STRETCHED, scan=True, remat="dots")},
+        {"filter": {"name": "random"}} | stretched,
         {"filter": {"name": "discard", "on_empty": "train"}},
-        {"noise": {"rate": 0.5}},
-        {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}},
-        {"filter": {"name": "length"}, "task": {"name": "reverse"}},
-        {"filter": {"name": "vote", "on_empty": "skip"}, "train": {"mixing": "by_difficulty"}},
+        {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}}
+        | {"train": {"mixing": "by_difficulty"}},
+        {"filter": {"name": "length"}, "task": {"name": "reverse"}, "noise": {"rate": 0.5}} | muon,
     ]
     for index, variant in enumerate(variants):
         settings = tiny.get_config()
