@@ -366,6 +366,7 @@ def test_an_adapter_is_loaded_merged_with_its_base(finished):
     jax.tree.map(np.testing.assert_array_equal, weights.take(artifact), merged)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     """Killed between two checkpoints of the first adapter, and at the commit of the second."""
     adapters = "--config.train.lora.rank=2"
