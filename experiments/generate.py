@@ -17,12 +17,9 @@ python -m experiments.generate --base_url=URL --model=NAME --input=rows.jsonl --
     --input_price=0 --output_price=0 --cap=0 --extra='{"top_k": 20}']
 """
 
-import json
-
 from absl import flags
 
 from karploop import cli
-from karploop.errors import UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "HF folder, .gguf file, package:NAME or name.", required=True)
@@ -69,14 +66,9 @@ def main(argv: list[str]) -> int:
 
 
 def _endpoint():
-    from karploop.endpoints.calls import Endpoint
+    from karploop.endpoints.calls import Endpoint, read_extra
 
-    try:
-        extra = json.loads(FLAGS.extra)
-    except ValueError as error:
-        raise UserError(f"--extra is no JSON ({error}): {FLAGS.extra}") from error
-    if not isinstance(extra, dict):
-        raise UserError(f"--extra wants a JSON object, got {FLAGS.extra}")
+    extra = read_extra(FLAGS.extra, "--extra")
     names = set(Endpoint.__dataclass_fields__) - {"extra"}
     return Endpoint(**{name: getattr(FLAGS, name) for name in names}, extra=extra)
 

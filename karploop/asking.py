@@ -57,10 +57,10 @@ class Role(Protocol):
         ...
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
-    ends = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(ends)] if ends else text
+def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text up to its first stop string, and whether there was one."""
+    found = [at for at in map(text.find, stops) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
 
 
 def transcript(messages: Sequence[Message]) -> str:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+
+
+def folded(words: Sequence[int]) -> jax.Array:
+    """The key of the first word with the others folded into it, in their order."""
+    key = jax.random.key(words[0])
+    for word in words[1:]:
+        key = jax.random.fold_in(key, word)
+    return key
 
 
 @dataclass(frozen=True)
@@ -22,11 +31,7 @@ class Rng:
 
     def key(self, stage: str) -> jax.Array:
         """The root key folded with member, round and stage, for device code."""
-        words = self.words(stage)
-        key = jax.random.key(words[0])
-        for word in words[1:]:
-            key = jax.random.fold_in(key, word)
-        return key
+        return folded(self.words(stage))
 
     def numpy(self, stage: str) -> np.random.Generator:
         """The same identity for host code."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from karploop.asking import cut
 from karploop.errors import UserError
 
 _FIELD = "{prompt}"
@@ -64,8 +65,7 @@ class FewShot:
 
     def cut(self, completion: str) -> tuple[str, bool]:
         """`completion` up to its first stop string, and whether there was one."""
-        found = [at for at in map(completion.find, self.stop) if at >= 0]
-        return (completion[: min(found)], True) if found else (completion, False)
+        return cut(completion, self.stop)
 
     def _example(self, i: int, example: object) -> tuple[str, str]:
         if (

@@ -68,6 +68,20 @@ class Endpoint:
         return (tokens_in * self.input_price + tokens_out * self.output_price) / 1e6
 
 
+def read_extra(text: str, where: str) -> dict[str, Any]:
+    """An endpoint's `extra` from the JSON that a user wrote.
+
+    Raises UserError: it is no JSON object.
+    """
+    try:
+        extra = json.loads(text or "{}")
+    except ValueError as error:
+        raise UserError(f"{where} is no JSON ({error}): {text}") from error
+    if not isinstance(extra, dict):
+        raise UserError(f"{where} wants a JSON object, got {text}")
+    return extra
+
+
 @dataclass(frozen=True)
 class Call:
     """One completion of a text, or of a conversation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 
 from karploop.asking import Role
 from karploop.config import RoleConfig
-from karploop.endpoints.calls import Endpoint
+from karploop.endpoints.calls import Endpoint, read_extra
 from karploop.endpoints.client import Client
 from karploop.endpoints.ledger import Ledger
 from karploop.errors import UserError
@@ -114,11 +113,6 @@ class Bound:
 
 
 def _endpoint(config: RoleConfig, where: str) -> Endpoint:
-    try:
-        extra = json.loads(config.extra or "{}")
-    except ValueError as error:
-        raise UserError(f"{where}: 'extra' is no JSON ({error}): {config.extra}") from error
-    if not isinstance(extra, dict):
-        raise UserError(f"{where}: 'extra' wants a JSON object, got {config.extra}")
+    extra = read_extra(config.extra, f"{where}: 'extra'")
     settings = {name: getattr(config, name) for name in _REMOTE}
     return Endpoint(base_url=config.base_url, extra=extra, **settings)

@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from karploop.asking import Asked, How, Said, Scored, cut, spoken
 from karploop.errors import UserError
 from karploop.models.weights import Weights
+from karploop.rng import folded
 from karploop.roles.local import LocalModel
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.sampler import Sampler, batches
@@ -42,14 +41,15 @@ class MeshRole:
                 self.params,
                 [tokens[i] for i in at],
                 [ids[i] for i in at],
-                _key(how.seed),
+                folded(how.seed),
                 samples=1,
                 sampling=Sampling(temperature=how.temperature, top_p=how.top_p),
                 limits=[how.max_new_tokens - 1] * len(at),
                 batch=self._batch,
             )
             for i, (completion,) in zip(at, completions, strict=True):
-                said[i] = Said(cut(completion.text, how.stop), tokens=len(completion.tokens))
+                text, _ = cut(completion.text, how.stop)
+                said[i] = Said(text, tokens=len(completion.tokens))
         return said
 
     def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:
@@ -128,11 +128,3 @@ class MeshRole:
 
 def _too_long(tokens: Sequence[int], room: int) -> str:
     return f"the prompt takes {len(tokens)} tokens, and the context has room for {room}"
-
-
-def _key(seed: Sequence[int]) -> jax.Array:
-    first, *rest = seed
-    key = jax.random.key(first)
-    for part in rest:
-        key = jax.random.fold_in(key, part)
-    return key

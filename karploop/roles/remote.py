@@ -33,7 +33,8 @@ class RemoteRole:
                 said[place] = Said(None, outcome.reason)
             else:
                 # Not every server knows stop strings.
-                said[place] = Said(cut(outcome.text, how.stop), tokens=outcome.tokens_out or 0)
+                text, _ = cut(outcome.text, how.stop)
+                said[place] = Said(text, tokens=outcome.tokens_out or 0)
         return said
 
     def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:
