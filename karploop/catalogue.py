@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from karploop.errors import UserError
+from karploop.files import read_whole
 from karploop.store import Corrupt, Manifest, Store
 
 Name = tuple[str, str]  # stage and key
@@ -215,7 +216,7 @@ def _runs(folder: epath.Path, prefix: str = "") -> list[Run]:
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(read_whole(path))
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -74,6 +74,18 @@ def write_atomic(path: epath.PathLike, data: bytes) -> None:
     fsync_directory(path.parent)
 
 
+def read_whole(path: epath.PathLike) -> bytes:
+    """What `write_atomic` wrote: of an object, which others may replace, in a single request.
+
+    Opened as a file, one is asked for twice, first its size and then its content, and a change in
+    between is an error.
+    """
+    if is_local(path):
+        return pathlib.Path(path).read_bytes()
+    filesystem, name = fsspec.core.url_to_fs(os.fspath(path))
+    return filesystem.cat_file(name)
+
+
 def remove_torn(directory: epath.PathLike, name: str = "*") -> None:
     """Deletes the temporary files that killed `write_atomic`s left for the file `name`.
 

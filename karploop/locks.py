@@ -30,7 +30,7 @@ from typing import IO
 from etils import epath
 
 from karploop.errors import UserError
-from karploop.files import write_atomic
+from karploop.files import read_whole, write_atomic
 
 GATE = "gate"  # the one lock whose file stays
 
@@ -213,7 +213,7 @@ def lease_held(path: epath.Path) -> bool:
 
 def _read_lease(path: epath.Path) -> dict | None:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_whole(path))
         return found if {"owner", "holder", "scope", "beat"} <= found.keys() else None
     except (FileNotFoundError, ValueError, AttributeError):
         return None

@@ -34,6 +34,7 @@ from karploop.files import (
     fsync_tree,
     is_local,
     probe,
+    read_whole,
     remove,
     remove_torn,
     write_atomic,
@@ -96,7 +97,7 @@ class Store:
         """
         path = self.entry(stage, key) / MANIFEST
         try:
-            manifest = Manifest.parse(path.read_text())
+            manifest = Manifest.parse(read_whole(path).decode())
         except FileNotFoundError:
             return None
         except NotADirectoryError:

@@ -21,12 +21,12 @@ import boto3  # noqa: E402
 from etils import epath  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
 from processes import RUN, Loop, Outcome, finish  # noqa: E402
-from s3fs.utils import FileExpired  # noqa: E402
 from said import Said  # noqa: E402
 
 from karploop import locks  # noqa: E402
 from karploop.data.rows import read_rows  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
+from karploop.files import read_whole  # noqa: E402
 from karploop.manifest import MANIFEST, Corrupt  # noqa: E402
 from karploop.store import Store  # noqa: E402
 
@@ -92,19 +92,15 @@ def reopened(store: Store) -> Store:
 
 
 def objects(root: epath.Path) -> dict[str, bytes]:
-    """What there is under `root`, by relative name; what goes meanwhile is left out.
-
-    So is what another process is just writing: this server takes the hash of a new object beside
-    its lock, and two requests at that moment can be told two hashes, which s3fs refuses to read.
-    """
+    """What there is under `root`, by relative name; what goes meanwhile is left out."""
     found = {}
     with contextlib.suppress(FileNotFoundError):
         for path in root.iterdir():
             if path.is_dir():
                 found |= {f"{path.name}/{name}": data for name, data in objects(path).items()}
             else:
-                with contextlib.suppress(FileNotFoundError, FileExpired):
-                    found[path.name] = path.read_bytes()
+                with contextlib.suppress(FileNotFoundError):
+                    found[path.name] = read_whole(path)
     return found
 
 
@@ -209,6 +205,10 @@ def lease_of(store: Store) -> epath.Path:
     return store.root / "locks" / "run-r-0.json"
 
 
+def read_lease(store: Store) -> dict:
+    return json.loads(read_whole(lease_of(store)))
+
+
 def test_a_run_is_refused_while_its_holder_lives(store, tmp_path, monkeypatch):
     with store.lock("run-r-0", wait=False):
         with pytest.raises(UserError, match="in use by process"):
@@ -229,13 +229,15 @@ def test_a_run_is_refused_while_its_holder_lives(store, tmp_path, monkeypatch):
 
 
 def test_the_holder_gives_signs_of_life(store, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.1)
+    """And is seen to be there by whoever looks, also while it is just giving one."""
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.0)
     with store.lock("run-r-0", wait=False):
-        first = json.loads(lease_of(store).read_text())["beat"]
+        beats = set()
         deadline = time.monotonic() + 30
-        while json.loads(lease_of(store).read_text())["beat"] == first:
+        while len(beats) < 30:
+            assert locks.lease_held(lease_of(store))
+            beats.add(read_lease(store)["beat"])
             assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 def test_a_lapsed_lease_is_taken_over_and_its_holder_stops(store, tmp_path, monkeypatch):
@@ -245,7 +247,7 @@ def test_a_lapsed_lease_is_taken_over_and_its_holder_stops(store, tmp_path, monk
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     try:
         with store.lock("run-r-0", wait=False):
-            lapsed = json.loads(lease_of(store).read_text())
+            lapsed = read_lease(store)
             lapsed["beat"] -= 10 * locks.LAPSE_SECONDS
             lease_of(store).write_text(json.dumps(lapsed))
             new_machine(tmp_path / "other", monkeypatch)
@@ -265,14 +267,14 @@ def test_the_later_of_two_writers_has_the_lease(store, monkeypatch):
 
     def overtaken(seconds):
         real(0)
-        mine = json.loads(lease_of(store).read_text())
+        mine = read_lease(store)
         lease_of(store).write_text(json.dumps(mine | {"owner": "another"}))
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="at the same time"):
         patch.setattr(locks.time, "sleep", overtaken)
         with store.lock("run-r-0", wait=False):
             pass
-    assert json.loads(lease_of(store).read_text())["owner"] == "another"
+    assert read_lease(store)["owner"] == "another"
 
 
 # -- whole runs ----------------------------------------------------------------------------------
