@@ -68,7 +68,8 @@ def closure(modules: Collection[str]) -> set[str]:
     return seen
 
 
-def imports(module: str) -> set[str]:
+@functools.cache
+def imports(module: str) -> frozenset[str]:
     """Every module that `module` imports, at any depth of its code."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(_source(module))):
@@ -80,9 +81,10 @@ def imports(module: str) -> set[str]:
             if _followed(base, {_top(module)}) and _is_package(base):
                 candidates = {f"{base}.{alias.name}" for alias in node.names}
                 names |= {name for name in candidates if _spec(name)}
-    return names
+    return frozenset(names)
 
 
+@functools.cache
 def behaviour(module: str) -> str:
     """The module's syntax tree without docstrings and positions."""
 

@@ -4,12 +4,20 @@ import json
 import math
 import numbers
 import pathlib
+import sys
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
 
-from karploop.store import write_atomic
+from karploop.files import write_atomic
+
+# It would import torch where that is installed, seconds of every start, to take its tensors too.
+_torch, sys.modules["torch"] = sys.modules.get("torch"), None
+from tensorboardX import SummaryWriter  # noqa: E402
+
+del sys.modules["torch"]
+if _torch is not None:
+    sys.modules["torch"] = _torch
 
 _TENSORBOARD_FLUSH_SECONDS = 10
 
