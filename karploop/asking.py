@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 Message = Mapping[str, Any]
@@ -22,12 +22,26 @@ class How:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What an answer took."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    dollars: float = 0.0
+    seconds: float = 0.0  # of an endpoint; on the mesh prompts share a pass, and this is 0
+
+    def __add__(self, other: Spent) -> Spent:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Spent(*(one + another for one, another in pairs))
+
+
+@dataclass(frozen=True)
 class Said:
     """A completion, or why there is none."""
 
     text: str | None
     error: str = ""
-    tokens: int = 0
+    spent: Spent = Spent()
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Scored:
 
     logprobs: tuple[float, ...] | None  # nats, but for a constant that all options share
     error: str = ""
+    spent: Spent = Spent()
 
 
 class Role(Protocol):

@@ -17,13 +17,18 @@ from karploop.data.tasks import home_module
 from karploop.filtering.noise import corrupt
 from karploop.filtering.select import select
 from karploop.fingerprint import fingerprint
+from karploop.judging.by_model import judge_by_model
 from karploop.judging.judge import judge
 from karploop.machinery import Machinery
+from karploop.manifest import digest
 from karploop.models.checkpoint import IMPORTING
 from karploop.models.weights import take_in
 from karploop.oversight.evaluate import EVALS_FILE, evaluate
 from karploop.oversight.watch import WATCH_FILE, watch
 from karploop.records import EXAMPLES_FILE, SELECTION_FILE, Samples, Selection
+from karploop.roles.in_loop import LoopRoles
+from karploop.roles.on_mesh import MeshRole
+from karploop.roles.remote import RemoteRole
 from karploop.sampling.generate import generate
 from karploop.stages import Artifact, Rng, Stages
 from karploop.training.train import train
@@ -90,8 +95,8 @@ class Bindings:
     def _rng(self, index: int, member: int = 0) -> Rng:
         return Rng(self.config.seed, member, index)
 
-    def _run(self, *args, **kwargs) -> Artifact:
-        return self.stages.run(*args, modules=self.task_modules, **kwargs)
+    def _run(self, *args, more: tuple[str, ...] = (), **kwargs) -> Artifact:
+        return self.stages.run(*args, modules=(*self.task_modules, *more), **kwargs)
 
     @property
     def origin(self) -> str:
@@ -179,19 +184,51 @@ class Bindings:
             rng=self._rng(index, member),
         )
 
-    def judge(self, index: int, samples: dict[int, Artifact]) -> Artifact | None:
-        """The verdicts that the filter reads (or the one it is matched with), if any."""
-        name = (self.m.matched or self.m.chosen).judge
-        if name is None:
+    def judge(
+        self, index: int, samples: dict[int, Artifact], history: list[Artifact]
+    ) -> Artifact | None:
+        """The verdicts that the filter reads (or the one it is matched with), if any.
+
+        Args:
+          history: the first member's base, and its parameters after each round so far.
+        """
+        if self.m.judge:
+            return self._judge_by_model(index, samples, history)
+        if not self.m.tally:
             return None
         config = self.config.judge
+        voters = {"voters": config.voters} if self.m.tally == "vote" else {}
         return self._run(
             "judge",
-            functools.partial(judge, name=name, task=self.m.task, config=config),
-            config={"judge": name, "task": self.where["name"]} | asdict(config),
+            functools.partial(judge, name=self.m.tally, task=self.m.task, config=config),
+            config={"judge": self.m.tally, "task": self.where["name"]} | voters,
             inputs=_inputs(samples),
             rng=self._rng(index),
             keyed=False,
+        )
+
+    def _judge_by_model(self, index, samples, history) -> Artifact:
+        judge, roles = self.m.judge, self.m.roles
+        settings = {"judge": judge.name, "ranking": self.config.judge.ranking} | judge.settings
+        settings |= {"seed": self.config.seed, "roles": roles.identity(), "files": judge.files}
+        inputs = roles.inputs(history)
+        decides = digest([settings, [inputs[name].content for name in sorted(inputs)]])
+        load = functools.partial(roles.load, self.m.weights, self.m.weights.mesh)
+        return self._run(
+            "judge",
+            functools.partial(
+                judge_by_model,
+                judge=judge,
+                name=f"{judge.name}-{decides[:8]}",
+                load=load,
+                ranking=self.config.judge.ranking,
+                seed=self.config.seed,
+            ),
+            config=settings,
+            inputs=_inputs(samples) | inputs,
+            rng=self._rng(index),
+            keyed=False,
+            more=(LoopRoles.__module__, MeshRole.__module__, RemoteRole.__module__),
         )
 
     def filter(self, index: int, samples: dict[int, Artifact], verdicts) -> Artifact:

@@ -94,8 +94,11 @@ class ModelConfig:
 class RoleConfig:
     """What a role is bound to: weights on the mesh, or a model behind an address."""
 
-    # A Hugging Face folder, a .gguf file or package:NAME. Empty: trained from scratch by `warmup`.
+    # A Hugging Face folder, a .gguf file or package:NAME. A policy without is trained from scratch.
     path: str = ""
+    # In a loop, other roles than the policy: its weights of now (policy), before the first round
+    # (base), or after one (round:3; until then, the newest there are).
+    weights: str = ""
     chat: str = option("auto", choices=("auto", "yes", "no"))  # auto: where there is a template
     base_url: str = ""  # of an OpenAI-compatible server, as in http://localhost:8000/v1
     model: str = ""  # its name there
@@ -109,13 +112,6 @@ class RoleConfig:
     output_price: float = option(0.0, low=0.0)
     cap: float = option(0.0, low=0.0)  # most dollars of a job; 0: no cap
     extra: str = ""  # a JSON object laid over each request; null removes a key
-
-
-@dataclass(frozen=True)
-class RolesConfig:
-    """The named models of a run."""
-
-    policy: RoleConfig = RoleConfig()
 
 
 @dataclass(frozen=True)
@@ -221,11 +217,29 @@ class GenerateConfig:
     fused_steps: int = option(4, low=1)  # decode steps between looks at whether all rows stopped
 
 
+# Judges that read gold answers or votes, and those that ask a model.
+TALLIES, MODELS = ("verifier", "vote"), ("rubric", "pairwise", "constitution", "debate")
+
+
 @dataclass(frozen=True)
 class JudgeConfig:
-    """How votes are counted, when the filter asks for votes."""
+    """Who says how good a completion is, and how."""
 
-    voters: str = option("samples", choices=("samples", "members"))
+    # Empty: the judge that the filter reads. Filters of scores read any of them.
+    name: str = option("", choices=("", *TALLIES, *MODELS))
+    voters: str = option("samples", choices=("samples", "members"))  # vote: who is counted
+    criteria: str = ""  # rubric: a file with "weight name: question" a line; empty: the shipped one
+    levels: int = option(5, low=2, high=9)  # rubric: of a rating, 1 … this
+    constitution: str = ""  # a file with a principle a line; empty: the shipped one
+    # constitution: those that a pair is judged by, drawn for each and averaged.
+    principles: int = option(1, low=1)
+    turns: int = option(1, low=1, high=16)  # debate: of both sides
+    # pairwise, constitution: how comparisons of two become scores of n.
+    ranking: str = option("round_robin", choices=("round_robin", "bradley_terry", "tournament"))
+    rationale: bool = False  # the judge writes its reasons first, and its answer is read from them
+    clamp: float = option(0.4, low=0.0, high=0.5)  # constitution, after reasons: least preference
+    max_new_tokens: int = option(256, low=1)  # of reasons and arguments
+    batch: int = option(8, low=1)  # prompts on the device at a time
 
 
 @dataclass(frozen=True)
@@ -235,7 +249,10 @@ class FilterConfig:
     name: str = "verifier"  # a registered filter, or "package.module:ATTRIBUTE"
     agreement: float = option(0.8, low=0.0, high=1.0)  # vote: least share of voters that agree
     slack: int = option(1, low=0)  # length: characters a completion may lack to the batch's longest
-    rate: float = option(0.5, low=0.0, high=1.0)  # random: share kept, unless `match` is set
+    rate: float = option(0.5, low=0.0, high=1.0)  # random, quantile: share kept, without `match`
+    threshold: float = option(0.5, low=0.0, high=1.0)  # threshold: least score
+    # What a missing verdict does: the row is dropped, or the run stops.
+    missing: str = option("drop", choices=("drop", "stop"))
     match: str = ""  # random: keep as many rows as this other filter would
     pattern: str = r"\s*-?\d+\s*"  # parses: regular expression that the whole completion matches
     # When nothing is kept: end the loop, go on to the next round, or train on the earlier data.
@@ -280,7 +297,8 @@ class Config:
     rounds: int = option(5, low=0)
     members: int = option(1, low=1)  # independently seeded models; votes may be taken over them
     task: TaskConfig = TaskConfig()
-    roles: RolesConfig = RolesConfig()
+    # Named models: policy, and those that a judge asks (judge, debater), which are else the policy.
+    roles: dict[str, RoleConfig] = dataclasses.field(default_factory=dict)
     model: ModelConfig = ModelConfig()
     prompt: PromptConfig = PromptConfig()
     mesh: MeshConfig = MeshConfig()
@@ -292,6 +310,11 @@ class Config:
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     retention: RetentionConfig = RetentionConfig()
+
+    @property
+    def policy(self) -> RoleConfig:
+        """The role that is trained."""
+        return self.roles.get("policy", RoleConfig())
 
 
 @dataclass(frozen=True)
@@ -328,15 +351,10 @@ class ChainConfig:
 class JudgingConfig:
     """A judge over the rows of a file."""
 
-    judge: str = option("rubric", choices=("rubric", "pairwise", "constitution"))
     seed: int = option(0, low=0, high=2**31 - 1)
     roles: dict[str, RoleConfig] = dataclasses.field(default_factory=dict)
-    criteria: str = ""  # a file with "weight name: question" a line; empty: the shipped one
-    levels: int = option(5, low=2, high=9)  # of a rating: 1 … this
-    constitution: str = ""  # a file with a principle a line; empty: the shipped one
-    principles: int = option(1, low=1)  # that a pair is judged by, drawn for each and averaged
+    judge: JudgeConfig = JudgeConfig(name="rubric")
     rows: int = option(256, low=1)  # that are judged together
-    batch: int = option(8, low=1)  # prompts on the device at a time
     dtype: str = option("float32", choices=("float32", "bfloat16"))
 
 
@@ -375,7 +393,7 @@ def _check_consistency(config: Config) -> None:
                 f"{optimizer.decay} together exceed the whole schedule (1.0)"
             )
         # A published model's context is not known here.
-        if train.row_length > config.model.max_length and not config.roles.policy.path:
+        if train.row_length > config.model.max_length and not config.policy.path:
             raise UserError(
                 f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
                 f"'config.model.max_length' of {config.model.max_length}"

@@ -58,12 +58,12 @@ def export(
     chosen = _find_run(catalogue, run)
     config = resolve(chosen.config, {})
     last, name = _find_round(chosen, round)
-    if not config.roles.policy.path:
+    if not config.policy.path:
         raise UserError(
             f"the run '{chosen.name}' trained a model from scratch on characters, which no library "
             "loads: there is something to export where 'config.roles.policy.path' names a model"
         )
-    role = LocalModel.describe(config.roles.policy.path)
+    role = LocalModel.describe(config.policy.path)
     artifact = _artifact(catalogue, name)
     source = _check_unchanged(artifact, role)
     if adapter and params_file(artifact.manifest) != ADAPTER:
@@ -77,7 +77,7 @@ def export(
     with _whole_folder(target) as folder:
         if adapter:
             trained, lora = weights.read_adapter(artifact)
-            save_peft(folder, trained, lora, weights, base=config.roles.policy.path)
+            save_peft(folder, trained, lora, weights, base=config.policy.path)
         else:
             params = weights.load(artifact)
             save_checkpoint(folder, params, weights, dtype=dtype, config=role.checkpoint.config)
@@ -87,7 +87,7 @@ def export(
             summary=chosen.summary,
             environment=_read(store, chosen.name, "environment.json"),
             round=last,
-            base=config.roles.policy.path,
+            base=config.policy.path,
             files=source,
             params_sha256=params_sha256(artifact.manifest),
             adapter=adapter,

@@ -35,12 +35,13 @@ def run(
     base = {member: loop.base(member) for member in range(config.members)}
     after_round(loop.finish(BASE, by_member(loop.origin, base), base[0], base[0]))
     params = base
+    history = [base[0]]  # the first member's parameters, for roles that are bound to them
     kept: list[Artifact] = []
     newest = curriculum.first(config)
     for index in range(config.rounds):
         prompts = loop.prompts(index, newest)
         samples = {m: loop.generate(index, m, prompts, params[m]) for m in params}
-        verdicts = loop.judge(index, samples)
+        verdicts = loop.judge(index, samples, history)
         selection = loop.filter(index, samples, verdicts)
         done = {"prompts": prompts, "filter": selection} | by_member("generate", samples)
         if verdicts:
@@ -57,9 +58,11 @@ def run(
                 after_round(loop.finish(index, done, params[0], base[0], stopped))
                 if stopped:
                     break
+                history.append(params[0])
                 continue
         kept.append(loop.corrupt(index, selection))
         newest = loop.next_difficulty(newest, samples, selection)
         params = {m: loop.train(index, m, params[m], kept) for m in params}
+        history.append(params[0])
         after_round(loop.finish(index, done | by_member("train", params), params[0], base[0]))
     return params

@@ -8,31 +8,45 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from karploop.config import Config
+from karploop.config import MODELS, TALLIES, Config
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
-from karploop.filtering.filters import Filter, get_filter
+from karploop.filtering.filters import SCORES, Filter, get_filter
+from karploop.judging.model_judge import ModelJudge, make_judge
 from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
 from karploop.models.weights import Weights
 from karploop.policy import Policy, make_policy
+from karploop.roles.in_loop import LoopRoles
 from karploop.sampling.sampler import Sampler
 from karploop.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Machinery:
-    """Everything compiled, made once for a run."""
+    """Everything compiled, made once for a run.
+
+    Attributes:
+      judge: the model that judges, if one does; it asks `roles`.
+    """
 
     config: Config
     task: Task
     chosen: Filter
     matched: Filter | None
+    judge: ModelJudge | None
+    roles: LoopRoles
     policy: Policy
     weights: Weights
     sampler: Sampler
     trainers: dict[str, Trainer]
+
+    @property
+    def tally(self) -> str:
+        """'verifier' or 'vote', if that judges; else empty."""
+        name = _judge_name(self.config, self.matched or self.chosen)
+        return name if name in TALLIES else ""
 
 
 def prepare(config: Config) -> Machinery:
@@ -51,9 +65,22 @@ def prepare(config: Config) -> Machinery:
             f"'config.filter.match' is read by the filter 'random' alone, and the filter is "
             f"'{config.filter.name}': leave it empty or set 'config.filter.name=random'"
         )
+    name = _judge_name(config, matched or chosen)
     mesh = make_mesh(config.mesh)
     policy = make_policy(config, task)
     _check_rows(config, policy, mesh)
+    judge = make_judge(config.judge, config.seed) if name in MODELS else None
+    roles = LoopRoles(
+        judge.seats if judge else (),
+        config.roles,
+        policy.role,
+        config.judge.batch,
+        config.model.dtype,
+    )
+    if judge:
+        check_batch(config.judge.batch, mesh, "config.judge.batch")
+        if judge.scores:
+            roles.check_scores(judge.seats[0])
     role = policy.role
     source = functools.partial(load_params, role.checkpoint) if role else None
     weights = Weights(policy.config, policy.vocabulary, mesh, source)
@@ -67,7 +94,30 @@ def prepare(config: Config) -> Machinery:
         stop_ids=prompting.stop_ids,
     )
     trainers = _trainers(config, weights)
-    return Machinery(config, task, chosen, matched, policy, weights, sampler, trainers)
+    checked = (config, task, chosen, matched, judge, roles, policy)
+    return Machinery(*checked, weights, sampler, trainers)
+
+
+def _judge_name(config: Config, reader: Filter) -> str:
+    """The judge whose verdicts the filter reads; empty if it reads none.
+
+    Raises UserError: the config names another one, or none where one is wanted.
+    """
+    asked, filter_name = config.judge.name, config.filter.match or config.filter.name
+    if reader.judge == SCORES:
+        if not asked:
+            raise UserError(
+                f"the filter '{filter_name}' reads scores, and 'config.judge.name' says nobody's: "
+                f"set it to one of {', '.join((*MODELS, *TALLIES))}"
+            )
+        return asked
+    if asked not in ("", reader.judge):
+        reads = f"the judge '{reader.judge}'" if reader.judge else "no judge"
+        raise UserError(
+            f"'config.judge.name' is '{asked}', and the filter '{filter_name}' reads {reads}: "
+            "leave it empty, or take a filter of scores (threshold, quantile, best)"
+        )
+    return reader.judge or ""
 
 
 def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:

@@ -2,123 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from karploop.asking import Role, transcript
-from karploop.chains.rendering import load_templates, read_lines, read_text
-from karploop.config import JudgingConfig, MeshConfig
+from karploop.asking import transcript
+from karploop.config import MODELS, JudgingConfig, MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.jobs import Output, Row, identity_of
-from karploop.judging.constitution import constitution
-from karploop.judging.opinion import TEMPLATES, Opinion
-from karploop.judging.pairwise import pairwise
-from karploop.judging.rubric import read_criteria, rubric
+from karploop.judging.model_judge import ModelJudge, Roles, make_judge
+from karploop.judging.opinion import Opinion, total
+from karploop.judging.ranking import Group
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import Bound
-
-Item = tuple[str, ...]  # a prompt and one completion, or two
-Judge = Callable[[list[Item], Role, list[int]], list[Opinion]]
-ROLE = "judge"
 
 
 def run_file(config: JudgingConfig, source: str, target: str, progress: Progress) -> None:
     """Adds a verdict to every row of `source`.
 
-    Rows are {"prompt", "completion"} for the rubric, {"prompt", "completions": [one, two]} for the
-    others. They gain `judge`, `score` (null: no verdict, and `reason` says why), `criteria`,
-    `length` and, for a pair, `forward`, `backward` and `winner`; `sample` is the row's number where
-    it has none. `experiments.calibrate` reads them.
+    Rows are {"prompt", "completion"} or {"prompt", "completions": [one, two, …]}; judges that
+    compare want the latter. They gain `judge`, `reason` where there is no verdict, `criteria`,
+    `rationales`, what it took (`tokens_in`, `tokens_out`, `dollars`, `seconds`) and
+
+      of one completion, `score` and `length`;
+      of two that are compared, `score` (how probable it is that the first is better), `forward`,
+        `backward`, `winner` and `length`, the difference;
+      of others, `scores`, one each, with `reasons`, and `best`, the place of the highest.
+
+    No verdict is null and never a number. `sample` is the row's number where it has none.
+    `experiments.calibrate` reads the first two kinds.
 
     Raises:
       UserError: anything wrong with judge, role or rows, before anything is compiled.
     """
-    judge, files = make_judge(config)
-    rows, items = [], []
+    if config.judge.name not in MODELS:
+        raise UserError(
+            f"'config.judge.name' is '{config.judge.name}': the judges of files are "
+            f"{', '.join(MODELS)}"
+        )
+    judge = make_judge(config.judge, config.seed)
+    rows, groups = [], []
     for where, row in located_rows(source):
-        items.append(_item(config, row, where))
+        groups.append(_group(judge, row, len(rows), where))
         rows.append({"sample": len(rows), **row})
-    free = ("roles", "rows", "batch")  # without effect, or told apart by what they are bound to
-    settings = {name: value for name, value in asdict(config).items() if name not in free}
     bound = Bound(
-        [ROLE], config.roles, cache_folder() / "responses.sqlite", "judge", dtype=config.dtype
+        judge.seats, config.roles, cache_folder() / "responses.sqlite", "judge", dtype=config.dtype
     )
-    identity = identity_of(settings, files, bound.identity())
+    if judge.scores:
+        bound.check_scores(judge.seats[0])
+    settings = judge.settings | {"judge": judge.name, "ranking": config.judge.ranking}
+    settings |= {"seed": config.seed, "dtype": config.dtype}
+    identity = identity_of(settings, judge.files, bound.identity())
     mesh = make_mesh(MeshConfig())
-    check_batch(config.batch, mesh, "config.batch")
+    check_batch(config.judge.batch, mesh, "config.judge.batch")
+    name = f"{judge.name}-{identity[:8]}"
     with Output(target, identity_of(identity, rows)) as out:
         if out.done == len(rows):
             return
-        role = bound.load(mesh, config.batch)[ROLE]
-        with progress.stage(None, config.judge, len(rows), "rows", start=out.done) as stage:
+        roles = bound.load(mesh, config.judge.batch)
+        with progress.stage(None, judge.name, len(rows), "rows", start=out.done) as stage:
             for start in range(out.done, len(rows), config.rows):
                 part = range(start, min(start + config.rows, len(rows)))
-                opinions = judge([items[i] for i in part], role, list(part))
-                for i, opinion in zip(part, opinions, strict=True):
-                    name = f"{config.judge}-{identity[:8]}"
-                    out.write(rows[i] | {"judge": name} | _verdict(items[i], opinion))
+                found = _verdicts([groups[i] for i in part], judge, roles, config)
+                for i, verdict in zip(part, found, strict=True):
+                    out.write(rows[i] | {"judge": name} | verdict)
                 out.flush()
                 stage.advance(len(part))
 
 
-def make_judge(config: JudgingConfig) -> tuple[Judge, dict[str, str]]:
-    """The judge, and the texts of the files that it is made of.
+def _verdicts(
+    groups: Sequence[Group], judge: ModelJudge, roles: Roles, config: JudgingConfig
+) -> list[Row]:
+    """What the rows gain. Two that are compared are a pair; all else has a score for each."""
 
-    Raises:
-      UserError: a file is missing or malformed.
-    """
-    name = f"{config.judge}.jinja"
-    template = load_templates([name], TEMPLATES)[name]
-    files = {name: read_text(name, TEMPLATES)}
-    if config.judge == "rubric":
-        criteria = read_criteria(config.criteria)
-        files["criteria"] = repr(criteria)
-        judge = lambda items, role, _: rubric(items, role, template, criteria, config.levels)  # noqa: E731
-        return judge, files
-    if config.judge == "pairwise":
-        return lambda items, role, _: pairwise(items, role, template), files
-    principles = read_lines(config.constitution or "constitution.txt")
-    if config.principles > len(principles):
-        raise UserError(
-            f"'config.principles' is {config.principles}, and the constitution has "
-            f"{len(principles)}: lower it"
-        )
-    files["constitution"] = "\n".join(principles)
-    return (
-        lambda items, role, ids: constitution(
-            items, role, template, principles, config.principles, ids, config.seed
-        ),
-        files,
-    )
+    def is_pair(group: Group) -> bool:
+        return judge.compare is not None and len(group.completions) == 2
+
+    pairs, others = [g for g in groups if is_pair(g)], [g for g in groups if not is_pair(g)]
+    of_pairs, of_others = iter(()), iter(())
+    if pairs:
+        places = [(g.number, 0, 1) for g in pairs]
+        asked = [(g.prompt, *g.completions) for g in pairs]
+        of_pairs = iter(judge.compare(asked, places, roles))
+    if others:
+        of_others = iter(judge.judge(others, roles, config.judge.ranking, config.seed))
+    return [_pair(g, next(of_pairs)) if is_pair(g) else _each(g, next(of_others)) for g in groups]
 
 
-def _item(config: JudgingConfig, row: Row, where: str) -> Item:
+def _pair(group: Group, opinion: Opinion) -> Row:
+    one, two = group.completions
+    return _verdict(opinion) | {
+        "forward": opinion.forward,
+        "backward": opinion.backward,
+        "winner": opinion.winner,
+        "length": len(one) - len(two),
+    }
+
+
+def _each(group: Group, opinions: Sequence[Opinion]) -> Row:
+    if len(opinions) == 1:
+        return _verdict(opinions[0]) | {"length": len(group.completions[0])}
+    scores = [opinion.score for opinion in opinions]
+    known = [score for score in scores if score is not None]
+    # A text that is there twice was judged once.
+    own = {text: opinion for text, opinion in zip(group.completions, opinions, strict=True)}
+    return {
+        "scores": scores,
+        "reasons": [opinion.reason for opinion in opinions],
+        "best": scores.index(max(known)) if known else None,
+    } | asdict(total(opinion.spent for opinion in own.values()))
+
+
+def _verdict(opinion: Opinion) -> Row:
+    verdict: dict[str, Any] = {"score": opinion.score, "reason": opinion.reason}
+    if opinion.criteria:
+        verdict["criteria"] = dict(opinion.criteria)
+    if opinion.rationales:
+        verdict["rationales"] = list(opinion.rationales)
+    return verdict | asdict(opinion.spent)
+
+
+def _group(judge: ModelJudge, row: Row, number: int, where: str) -> Group:
     prompt = to_prompt(row, where)
     if prompt.tokens is not None:
         raise UserError(f"{where}: a judge takes 'prompt' or 'messages', and not 'tokens'")
     text = prompt.text if prompt.text is not None else transcript(prompt.messages)
-    if config.judge == "rubric":
-        found, wanted = [row.get("completion")], "a 'completion'"
-    else:
-        found, wanted = row.get("completions"), "'completions', a list of two texts"
-    size = 1 if config.judge == "rubric" else 2
-    if not isinstance(found, list) or len(found) != size:
-        raise UserError(f"{where}: the judge '{config.judge}' wants {wanted}")
-    if not all(isinstance(one, str) for one in found):
-        raise UserError(f"{where}: the judge '{config.judge}' wants {wanted}, as text")
-    return (text, *found)
-
-
-def _verdict(item: Item, opinion: Opinion) -> Row:
-    _, first, *second = item
-    verdict: dict[str, Any] = {"score": opinion.score, "reason": opinion.reason}
-    if opinion.criteria:
-        verdict["criteria"] = dict(opinion.criteria)
-    if second:
-        verdict |= {"forward": opinion.forward, "backward": opinion.backward}
-        verdict |= {"winner": opinion.winner}
-    return verdict | {"length": len(first) - sum(map(len, second))}
+    several = judge.compare is not None or "completion" not in row
+    found = row.get("completions") if several else [row["completion"]]
+    least = 2 if judge.compare else 1
+    if (
+        not isinstance(found, list)
+        or len(found) < least
+        or not all(isinstance(one, str) for one in found)
+    ):
+        wanted = (
+            "'completions', a list of two texts or more"
+            if judge.compare
+            else "a 'completion', or 'completions', a list of texts"
+        )
+        raise UserError(f"{where}: the judge '{judge.name}' wants {wanted}")
+    return Group(number, text, tuple(found))

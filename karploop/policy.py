@@ -56,13 +56,13 @@ def make_policy(config: Config, task: Task) -> Policy:
     Raises:
       UserError: settings that do not go with such a model, or a checkpoint that cannot be used.
     """
-    role = config.roles.policy
+    role = config.policy
     if role != RoleConfig(path=role.path):
         raise UserError(
             "'config.roles.policy' is trained, so it lies on the mesh: of its keys a loop takes "
             "'path' alone ('config.prompt.chat' says how it is asked)"
         )
-    make = _published if config.roles.policy.path else _scratch
+    make = _published if config.policy.path else _scratch
     policy = make(config, task)
     if policy.longest > policy.config.max_length:
         behind = len(policy.prompting.prefix)
@@ -116,7 +116,7 @@ def _published(config: Config, task: Task) -> Policy:
         )
     if config.members > 1:
         raise UserError("'config.members' counts models trained from scratch: set it to 1")
-    role = LocalModel.describe(config.roles.policy.path, **execution)
+    role = LocalModel.describe(config.policy.path, **execution)
     labelled = labelled_prompts(task, config)
     prompting = _prompting(config.prompt, task, role, labelled)
     _check_answers(prompting, task, config, labelled)

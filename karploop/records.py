@@ -120,6 +120,21 @@ class Verdicts(Record):
 
 
 @dataclass(frozen=True)
+class Opinions(Verdicts):
+    """The word of a judge that is a model, with what it was made of."""
+
+    judges: list[str]  # who it was, with a hash of weights or address, of texts and of settings
+    criteria: list[str]  # JSON: criterion or principle → score
+    rationales: list[str]  # JSON: what was written before the answers
+    forward: list[float | None]  # of comparisons: the mean score when shown first …
+    backward: list[float | None]  # … and second
+    tokens_in: IntColumn
+    tokens_out: IntColumn
+    dollars: FloatColumn
+    seconds: FloatColumn  # that an endpoint took; on the mesh rows share a pass, and it is 0
+
+
+@dataclass(frozen=True)
 class Selection(Record):
     """A filter's decision on each sample, with its reason."""
 

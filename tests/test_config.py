@@ -155,8 +155,9 @@ def _run_chains(server, folder) -> None:
 def _run_judges(model, folder) -> None:
     source = folder / "pairs.jsonl"
     source.write_text('{"prompt": "a", "completion": "b", "completions": ["b", "c"]}\n')
-    for name in ("rubric", "constitution"):
-        judging = lay(JudgingConfig(), {"judge": name}, {"roles.judge.path": model})
+    for name in ("rubric", "constitution", "debate"):
+        settings = {"name": name, "rationale": name == "constitution", "max_new_tokens": 8}
+        judging = lay(JudgingConfig(), {"judge": settings}, {"roles.judge.path": model})
         judge_file(judging, str(source), str(folder / f"{name}.jsonl"), Progress(quiet=True))
 
 
@@ -186,11 +187,16 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
         "prompt.max_new_tokens": "8",
         "train.row_length": "256",
         "evaluate.samples": "2",
-        "filter.name": "parses",
+        "filter.name": "threshold",
+        "judge.name": "rubric",
     }
     # A checkpoint brings its own shape.
     settings = {k: v for k, v in tiny.get_config().to_dict().items() if k != "model"}
     launch.launch(resolve(settings | {"mesh": {"data": 1}}, published), str(tmp_path), "published")
+    parses = {"judge.name": "", "filter.name": "parses"}
+    launch.launch(
+        resolve(settings | {"mesh": {"data": 1}}, published | parses), str(tmp_path), "parses"
+    )
     _run_chains(serve(), tmp_path)
     _run_judges(published["roles.policy.path"], tmp_path)
     every = {

@@ -17,14 +17,15 @@ from small_tokenizers import CHATML
 
 from karploop.asking import Scored
 from karploop.chains.rendering import load_templates
-from karploop.config import JudgingConfig, MeshConfig, RoleConfig
+from karploop.config import MODELS, JudgeConfig, JudgingConfig, MeshConfig, RoleConfig
 from karploop.errors import UserError
 from karploop.judging.constitution import constitution
+from karploop.judging.model_judge import make_judge
 from karploop.judging.opinion import TEMPLATES, Opinion
 from karploop.judging.pairwise import pairwise
 from karploop.judging.rubric import Criterion, read_criteria, rubric
 from karploop.mesh import make_mesh
-from karploop.offline_judge import make_judge, run_file
+from karploop.offline_judge import run_file
 from karploop.oversight.calibration import read_verdicts
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import Bound
@@ -140,7 +141,8 @@ def test_principles_are_drawn_for_each_pair_and_averaged():
     role = Reader(lambda prompt, options: [0.8, 0.2] if "Principle 0." in prompt else [0.5, 0.5])
     pairs = [("q", f"one {i}", f"two {i}") for i in range(40)]
     template = TEMPLATE["constitution.jinja"]
-    found = constitution(pairs, role, template, principles, 3, range(40), seed=0)
+    places = [(i, 0, 1) for i in range(40)]
+    found = constitution(pairs, role, template, principles, 3, places, seed=0)
     seen = [tuple(opinion.criteria) for opinion in found]
     assert all(len(set(own)) == 3 for own in seen) and len(set(seen)) > 10
     for opinion in found:
@@ -148,7 +150,7 @@ def test_principles_are_drawn_for_each_pair_and_averaged():
         assert opinion.score == pytest.approx(0.5)
         forward = 0.6 if "Principle 0." in opinion.criteria else 0.5
         assert opinion.forward == pytest.approx(forward)
-    part = constitution(pairs[10:20], role, template, principles, 3, range(10, 20), seed=0)
+    part = constitution(pairs[10:20], role, template, principles, 3, places[10:20], seed=0)
     assert part == found[10:20], "a pair's principles do not depend on its neighbours"
 
 
@@ -156,7 +158,7 @@ def test_a_principle_without_a_verdict_leaves_none():
     role = Reader(lambda prompt, options: None if "Principle 1." in prompt else [0.5, 0.5])
     (found,) = constitution(
         [("q", "a", "b")], role, TEMPLATE["constitution.jinja"], ["Principle 0.", "Principle 1."],
-        2, [0], 0,
+        2, [(0,)], 0,
     )  # fmt: skip
     assert found.score is None and found.criteria["Principle 0."] == pytest.approx(0.5)
 
@@ -252,7 +254,7 @@ def write(folder, rows) -> str:
 @pytest.mark.parametrize("judge", ["rubric", "pairwise", "constitution"])
 def test_verdicts_of_the_command_can_be_calibrated(model, tmp_path, judge):
     source, target = write(tmp_path, ROWS), tmp_path / "out.jsonl"
-    given = {"roles.policy.path": str(model), "judge": judge, "principles": "2"}
+    given = {"roles.policy.path": str(model), "judge.name": judge, "judge.principles": "2"}
     run_file(lay(JudgingConfig(), {}, given), source, str(target), QUIET)
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     assert [row["id"] for row in rows] == list(range(6))
@@ -275,9 +277,9 @@ def test_the_judge_is_known_by_all_that_decides_a_verdict(model, tmp_path):
     source, names = write(tmp_path, ROWS[:1]), set()
     (tmp_path / "c.txt").write_text("1 mine: Is it mine?\n")
     (tmp_path / "d.txt").write_text("1 yours: Is it yours?\n")
-    mine, yours = ({"criteria": str(tmp_path / name)} for name in ("c.txt", "d.txt"))
+    mine, yours = ({"judge.criteria": str(tmp_path / name)} for name in ("c.txt", "d.txt"))
     given = {"roles.judge.path": str(model)}
-    for more in (mine, yours, mine | {"levels": "3"}, mine | {"roles.judge.chat": "no"}):
+    for more in (mine, yours, mine | {"judge.levels": "3"}, mine | {"roles.judge.chat": "no"}):
         target = tmp_path / f"{len(names)}.jsonl"
         run_file(lay(JudgingConfig(), {}, given | more), source, str(target), QUIET)
         names.add(json.loads(target.read_text())["judge"])
@@ -288,12 +290,13 @@ def test_the_judge_is_known_by_all_that_decides_a_verdict(model, tmp_path):
     "overrides, row, message",
     [
         ({}, {"prompt": "a"}, "line 1: the judge 'rubric' wants a 'completion'"),
-        ({"judge": "pairwise"}, {"prompt": "a", "completions": ["x"]}, "a list of two texts"),
-        ({"judge": "pairwise"}, {"prompt": "a", "completions": ["x", 1]}, "as text"),
+        ({"judge.name": "pairwise"}, {"prompt": "a", "completions": ["x"]}, "a list of two texts"),
+        ({"judge.name": "pairwise"}, {"prompt": "a", "completions": ["x", 1]}, "a list of two"),
+        ({"judge.name": "vote"}, {"prompt": "a", "completion": "x"}, "the judges of files are"),
         ({}, {"tokens": [1], "completion": "x"}, "and not 'tokens'"),
-        ({"judge": "rubrik"}, {}, "did you mean 'rubric'?"),
-        ({"judge": "constitution", "principles": "99"}, {}, "the constitution has 10"),
-        ({"criteria": "nowhere.txt"}, {}, "no file 'nowhere.txt'"),
+        ({"judge.name": "rubrik"}, {}, "did you mean 'rubric'?"),
+        ({"judge.name": "constitution", "judge.principles": "99"}, {}, "the constitution has 10"),
+        ({"judge.criteria": "nowhere.txt"}, {}, "no file 'nowhere.txt'"),
     ],
 )
 def test_mistakes_are_named(model, tmp_path, overrides, row, message):
@@ -325,7 +328,5 @@ def test_the_command_refuses_with_code_2(model, tmp_path):
 
 
 def test_every_shipped_template_is_a_judges():
-    judges = ("rubric", "pairwise", "constitution")
-    assert {path.name for path in TEMPLATES.glob("*.jinja")} == {f"{name}.jinja" for name in judges}
-    for name in judges:
-        make_judge(JudgingConfig(judge=name))
+    used = {name for judge in MODELS for name in make_judge(JudgeConfig(name=judge), 0).files}
+    assert {path.name for path in TEMPLATES.glob("*.jinja")} == used - {"criteria", "constitution"}

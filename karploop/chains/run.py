@@ -122,7 +122,7 @@ class Runner:
         for run, prompt, answer in zip(runs, prompts, said, strict=True):
             record = {"step": step.name, "role": step.role, "prompt": prompt, "text": answer.text}
             run.steps.append(record)
-            run.tokens += answer.tokens
+            run.tokens += answer.spent.tokens_out
             if answer.text is None:
                 run.error = f"step '{step.name}': {answer.error}"
                 record["error"] = answer.error

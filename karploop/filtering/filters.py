@@ -21,12 +21,19 @@ from karploop.errors import UserError
 from karploop.records import Samples, Selection, Verdicts
 from karploop.schema import nearest
 
+SCORES = "scores"
+NO_VERDICT = "no verdict"  # the reason for which every filter drops what has none
+
 Function = Callable[[Samples, Verdicts | None, FilterConfig, np.random.Generator], Selection]
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter and the judge whose verdicts it reads (None: it reads none)."""
+    """A filter and the judge whose verdicts it reads.
+
+    Attributes:
+      judge: None: it reads none; SCORES: those of whichever `config.judge.name` says.
+    """
 
     name: str
     function: Function
@@ -160,7 +167,7 @@ def vote_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selec
             tied_S[rows] = True
     return decide(
         samples,
-        (~np.isnan(score_S), "no verdict"),
+        (~np.isnan(score_S), NO_VERDICT),
         (score_S >= config.agreement, "too few agree"),
         (~tied_S, "tie"),
         (chosen_S, "same answer kept once, or not the majority's"),
@@ -174,7 +181,62 @@ def verifier_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> S
     score_S = verdicts.score_S
     return decide(
         samples,
-        (~np.isnan(score_S), "no verdict"),
+        (~np.isnan(score_S), NO_VERDICT),
         (score_S == 1.0, "wrong by the verifier"),
         kept="right by the verifier",
+    )
+
+
+@register("threshold", judge=SCORES)
+def threshold_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selection:
+    """Keeps what scores `threshold` or more."""
+    score_S = verdicts.score_S
+    return decide(
+        samples,
+        (~np.isnan(score_S), NO_VERDICT),
+        (score_S >= config.threshold, "below the threshold"),
+        kept="at or above the threshold",
+    )
+
+
+@register("quantile", judge=SCORES)
+def quantile_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selection:
+    """Keeps the share `rate` of all samples that scores highest; who of equals, is drawn."""
+    score_S = verdicts.score_S
+    eligible = rng.permutation(np.flatnonzero(samples.finished_S & ~np.isnan(score_S)))
+    best_first = eligible[np.argsort(-score_S[eligible], kind="stable")]
+    chosen_S = np.zeros(len(samples), bool)
+    chosen_S[best_first[: round(config.rate * len(samples))]] = True
+    return decide(
+        samples,
+        (~np.isnan(score_S), NO_VERDICT),
+        (chosen_S, "not among the best"),
+        kept="among the best",
+    )
+
+
+@register("best", judge=SCORES)
+def best_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selection:
+    """Keeps the completion of each prompt that scores highest (best-of-n); of equals, one is drawn.
+
+    A prompt all of whose different completions score the same has no best one and is dropped.
+    """
+    score_S = verdicts.score_S
+    eligible = rng.permutation(np.flatnonzero(samples.finished_S & ~np.isnan(score_S))).tolist()
+    rows_of: dict[int, list[int]] = {}
+    for row in eligible:
+        rows_of.setdefault(int(samples.prompt_id_S[row]), []).append(row)
+    chosen_S, tied_S = np.zeros(len(samples), bool), np.zeros(len(samples), bool)
+    for rows in rows_of.values():
+        texts = {samples.completions[row] for row in rows}
+        if len(texts) > 1 and len({score_S[row] for row in rows}) == 1:
+            tied_S[rows] = True
+        else:
+            chosen_S[max(rows, key=lambda row: score_S[row])] = True
+    return decide(
+        samples,
+        (~np.isnan(score_S), NO_VERDICT),
+        (~tied_S, "no better than the others"),
+        (chosen_S, "not the best of its prompt"),
+        kept="the best of its prompt",
     )

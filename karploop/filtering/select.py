@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 
 from karploop.config import FilterConfig
+from karploop.errors import UserError
 from karploop.filtering.filters import Filter
 from karploop.records import (
     EXAMPLES_FILE,
@@ -32,6 +34,8 @@ def select(
     verdicts = None
     if "verdicts" in context.inputs:
         verdicts = Verdicts.from_table(context.inputs["verdicts"].table(VERDICTS_FILE))
+    if verdicts is not None and config.missing == "stop":
+        _check_all_judged(samples, verdicts)
     with context.progress(len(samples), "samples") as progress:
         if matched is not None:
             other = matched.function(samples, verdicts, config, context.numpy_rng)
@@ -41,6 +45,19 @@ def select(
         progress.advance(len(samples), note=f"kept {int(selection.kept_S.sum())}")
     context.write_table(SELECTION_FILE, selection.to_table())
     context.write_table(EXAMPLES_FILE, _kept(context, samples, selection).to_table())
+
+
+def _check_all_judged(samples: Samples, verdicts: Verdicts) -> None:
+    """Raises UserError: a sample that ended has no verdict, and the config wants one for each."""
+    missing = np.flatnonzero(samples.finished_S & np.isnan(verdicts.score_S))
+    if len(missing):
+        reasons = Counter(verdicts.reasons[row] for row in missing)
+        reason, count = reasons.most_common(1)[0]
+        raise UserError(
+            f"{len(missing)} of {int(samples.finished_S.sum())} samples have no verdict ({count} "
+            f"times: {reason}), and 'config.filter.missing' is stop: set it to drop, and the run "
+            "goes on without them"
+        )
 
 
 def _kept(context: StageContext, samples: Samples, selection: Selection) -> Examples:

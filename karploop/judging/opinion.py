@@ -6,7 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from karploop.asking import Spent
+
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
+
+Reply = tuple[str, str]  # a prompt and its completion
+Pair = tuple[str, str, str]  # a prompt and its two completions
+Place = tuple[int, ...]  # which reply or pair that is, for what is drawn for each
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Opinion:
       criteria: the score by each criterion or principle.
       forward, backward: of a pair, the scores when it is shown in its order and the other way
         round; both for the first of the pair.
+      rationales: what the judge wrote before its answers.
     """
 
     score: float | None
@@ -26,6 +33,8 @@ class Opinion:
     criteria: Mapping[str, float | None] = field(default_factory=dict)
     forward: float | None = None
     backward: float | None = None
+    rationales: tuple[str, ...] = ()
+    spent: Spent = Spent()
 
     @property
     def winner(self) -> str | None:
@@ -35,3 +44,8 @@ class Opinion:
         if min(self.forward, self.backward) > 0.5:
             return "first"
         return "second" if max(self.forward, self.backward) < 0.5 else "tie"
+
+
+def total(spent) -> Spent:
+    """The sum of what was spent."""
+    return sum(spent, Spent())

@@ -8,45 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from jinja2 import Template
 
-from karploop.asking import Role, Scored
-from karploop.judging.opinion import Opinion
+from karploop.asking import Role
+from karploop.judging.opinion import Opinion, Pair
+from karploop.judging.reading import AT_ONCE, Answer, Reading
 
-Pair = tuple[str, str, str]  # a prompt and its two completions
 
-
-def pairwise(pairs: Sequence[Pair], role: Role, template: Template) -> list[Opinion]:
-    """How probable it is that the first is better, by the shares of A and B as the next token."""
-    return compare(pairs, role, template, [{} for _ in pairs])
+def pairwise(
+    pairs: Sequence[Pair], role: Role, template: Template, reading: Reading = AT_ONCE
+) -> list[Opinion]:
+    """How probable it is that the first is better, by the shares of A and B."""
+    return compare(pairs, role, template, [{} for _ in pairs], reading)
 
 
 def compare(
-    pairs: Sequence[Pair], role: Role, template: Template, more: Sequence[Mapping[str, str]]
+    pairs: Sequence[Pair],
+    role: Role,
+    template: Template,
+    more: Sequence[Mapping[str, str]],
+    reading: Reading = AT_ONCE,
 ) -> list[Opinion]:
     """`pairwise` with more variables of the template, for each pair its own."""
     orders = [
-        template.render(prompt=prompt, first=a, second=b, **given)
+        template.render(prompt=prompt, first=a, second=b, rationale=reading.rationale, **given)
         for (prompt, one, two), given in zip(pairs, more, strict=True)
         for a, b in ((one, two), (two, one))
     ]
-    found = role.score(orders, ["A", "B"])
-    return [
-        _opinion(forward, backward)
-        for forward, backward in zip(found[::2], found[1::2], strict=True)
-    ]
+    found = reading.answers(role, orders, ["A", "B"], "Better:")
+    return [both_orders(*two) for two in zip(found[::2], found[1::2], strict=True)]
 
 
-def _opinion(forward: Scored, backward: Scored) -> Opinion:
-    first, second = (_share_of_a(scored) for scored in (forward, backward))
-    if first is None or second is None:
-        return Opinion(None, forward.error or backward.error, {}, first, second and 1 - second)
-    return Opinion((first + 1 - second) / 2, "", {}, first, 1 - second)
-
-
-def _share_of_a(scored: Scored) -> float | None:
-    if scored.logprobs is None:
-        return None
-    a, b = scored.logprobs
-    return float(1 / (1 + np.exp(b - a)))
+def both_orders(forward: Answer, backward: Answer) -> Opinion:
+    """The mean of two answers, in the second of which what is A in the first is B."""
+    first = forward.shares and forward.shares[0]
+    second = backward.shares and backward.shares[1]
+    missing = first is None or second is None
+    return Opinion(
+        None if missing else (first + second) / 2,
+        forward.reason or backward.reason,
+        {},
+        first,
+        second,
+        tuple(answer.rationale for answer in (forward, backward) if answer.rationale),
+        forward.spent + backward.spent,
+    )

@@ -1,8 +1,8 @@
-"""Ratings by weighted criteria, each from one forward pass.
+"""Ratings by weighted criteria.
 
-A rating is the expectation over the rating tokens and not the one most probable: a model that is
-unsure between 3 and 4 says 3.5 (G-Eval, arXiv 2303.16634, section 2). Each criterion is asked by
-itself, so that one does not colour the next.
+Read from one forward pass, a rating is the expectation over the rating tokens and not the one most
+probable: a model that is unsure between 3 and 4 says 3.5 (G-Eval, arXiv 2303.16634, section 2).
+Each criterion is asked by itself, so that one does not colour the next.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from jinja2 import Template
 
-from karploop.asking import Role, Scored
+from karploop.asking import Role
 from karploop.chains.rendering import read_lines
 from karploop.errors import UserError
-from karploop.judging.opinion import TEMPLATES, Opinion
-
-Reply = tuple[str, str]  # a prompt and its completion
+from karploop.judging.opinion import TEMPLATES, Opinion, Reply, total
+from karploop.judging.reading import AT_ONCE, Answer, Reading
 
 
 @dataclass(frozen=True)
@@ -57,37 +56,43 @@ def rubric(
     template: Template,
     criteria: Sequence[Criterion],
     levels: int,
+    reading: Reading = AT_ONCE,
 ) -> list[Opinion]:
     """Scores 0 … 1: the weighted mean over criteria. One without a rating has no score at all."""
     options = [str(level) for level in range(1, levels + 1)]
-    ratings: dict[str, list[float | None]] = {}
-    reasons = [""] * len(replies)
+    answers: list[list[Answer]] = []  # by criterion, then by reply
     for criterion in criteria:
         prompts = [
             template.render(
-                question=criterion.question, levels=levels, prompt=prompt, completion=completion
+                question=criterion.question,
+                levels=levels,
+                prompt=prompt,
+                completion=completion,
+                rationale=reading.rationale,
             )
             for prompt, completion in replies
         ]
-        found = role.score(prompts, options)
-        ratings[criterion.name] = [_expected(scored) for scored in found]
-        reasons = [reason or scored.error for reason, scored in zip(reasons, found, strict=True)]
-    weights = np.array([criterion.weight for criterion in criteria])
-    opinions = []
-    for i, reason in enumerate(reasons):
-        by_criterion = {name: values[i] for name, values in ratings.items()}
-        if reason:
-            opinions.append(Opinion(None, reason, by_criterion))
-        else:
-            values = np.array(list(by_criterion.values()))
-            opinions.append(Opinion(float(np.average(values, weights=weights)), "", by_criterion))
-    return opinions
+        answers.append(reading.answers(role, prompts, options, "Rating:"))
+    return [_opinion(criteria, of_reply) for of_reply in zip(*answers, strict=True)]
 
 
-def _expected(scored: Scored) -> float | None:
+def _opinion(criteria: Sequence[Criterion], answers: Sequence[Answer]) -> Opinion:
+    ratings = [_expected(answer) for answer in answers]
+    reason = next((answer.reason for answer in answers if answer.shares is None), "")
+    score = None
+    if not reason:
+        score = float(np.average(ratings, weights=[criterion.weight for criterion in criteria]))
+    return Opinion(
+        score,
+        reason,
+        {criterion.name: rating for criterion, rating in zip(criteria, ratings, strict=True)},
+        rationales=tuple(answer.rationale for answer in answers if answer.rationale),
+        spent=total(answer.spent for answer in answers),
+    )
+
+
+def _expected(answer: Answer) -> float | None:
     """The expected rating, moved to 0 … 1."""
-    if scored.logprobs is None:
+    if answer.shares is None:
         return None
-    logprobs = np.array(scored.logprobs, np.float64)
-    share = np.exp(logprobs - logprobs.max())
-    return float(share @ np.linspace(0, 1, len(share)) / share.sum())
+    return float(np.array(answer.shares) @ np.linspace(0, 1, len(answer.shares)))

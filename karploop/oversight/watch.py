@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from karploop.data.tasks import Task
+from karploop.filtering.filters import NO_VERDICT
 from karploop.records import SELECTION_FILE, Samples, Selection
 from karploop.stages import StageContext
 
@@ -59,6 +60,7 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
         ("label_precision", _mean(right_S[kept_S])),
         ("sample_accuracy", _mean(right_S)),
         ("finished", _mean(samples.finished_S)),
+        ("no_verdict", float(sum(reason == NO_VERDICT for reason in selection.reasons))),
         ("mean_length", _mean(lengths_S)),
         ("kept_mean_length", _mean(lengths_S[kept_S])),
         ("entropy", _mean(samples.entropy_S)),

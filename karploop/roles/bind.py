@@ -60,6 +60,11 @@ class Bound:
         self._clients: dict[RoleConfig, Client] = {}
         for name, config in self._configs.items():
             where = f"'config.roles.{name if name in configs else POLICY}'"
+            if config is not None and config.weights:
+                raise UserError(
+                    f"{where}: 'weights' are those of a loop, and this is none: name a model by "
+                    "'path' or by 'base_url' and 'model'"
+                )
             if config is None or bool(config.path) == bool(config.base_url):
                 raise UserError(
                     f"{where} wants a model: either 'path' (a folder, a .gguf file, package:NAME) "
@@ -73,13 +78,35 @@ class Bound:
                     raise UserError(f"{where} wants 'model', the name that the server gives it")
                 self._clients[config] = Client(_endpoint(config, where), Ledger(ledger, job))
 
-    def identity(self) -> list[Any]:
-        """What decides what is said, as far as it is known without reading weights."""
-        return [
-            [name, config.path, config.base_url, config.model, config.extra, config.chat]
-            + ([self._models[config].stamps()] if config.path else [])
-            for name, config in self._configs.items()
-        ]
+    def check_scores(self, name: str) -> None:
+        """Raises UserError: a server does not tell how probable an answer is."""
+        if self._configs[name].base_url:
+            raise UserError(
+                f"'config.roles.{name}': the judge reads probabilities, and a model behind an "
+                "address gives texts alone: set 'config.judge.rationale', so that its answer is "
+                "read from what it writes, or bind the role to weights ('path')"
+            )
+
+    def identity(self, whole: bool = False) -> list[Any]:
+        """What decides what is said: of weights, by `whole`, their files' SHA-256 or time stamps.
+
+        The latter take no reading, and tell the same files from a copy of them.
+        """
+        found = []
+        for name, config in self._configs.items():
+            said_by = [config.base_url, config.model, config.extra, config.chat]
+            if config.path:
+                model = self._models[config]
+                said_by += (
+                    [model.files(), model.tokenizer.identity]
+                    if whole
+                    else [
+                        config.path,
+                        model.stamps(),
+                    ]
+                )
+            found.append([name, *said_by])
+        return found
 
     @property
     def clients(self) -> list[Client]:

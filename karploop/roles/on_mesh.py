@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from karploop.asking import Asked, How, Said, Scored, cut, spoken
+from karploop.asking import Asked, How, Said, Scored, Spent, cut, spoken
 from karploop.errors import UserError
 from karploop.models.weights import Weights
 from karploop.rng import folded
@@ -30,6 +31,12 @@ class MeshRole:
         self._model, self._chat, self._batch = model, chat, batch
         self._samplers: dict[tuple[int, tuple[int, ...]], Sampler] = {}
 
+    def with_params(self, params: Any) -> MeshRole:
+        """The same architecture with other parameters; what is compiled is shared."""
+        role = copy.copy(self)
+        role.params = params
+        return role
+
     def complete(self, prompts: Sequence[Asked], ids: Sequence[int], how: How) -> list[Said]:
         """See `Role`. A prompt that the context has no room for is an error of its own."""
         room = self._model.config.max_length - how.max_new_tokens
@@ -49,7 +56,7 @@ class MeshRole:
             )
             for i, (completion,) in zip(at, completions, strict=True):
                 text, _ = cut(completion.text, how.stop)
-                said[i] = Said(text, tokens=len(completion.tokens))
+                said[i] = Said(text, "", Spent(len(tokens[i]), len(completion.tokens)))
         return said
 
     def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:
@@ -68,7 +75,7 @@ class MeshRole:
             rests = [tokens[i][len(prefix) :] for i in at]
             logprobs_PxO = sampler.score_next(self.params, rests, last, self._batch)
             for i, logprobs_O in zip(at, logprobs_PxO.tolist(), strict=True):
-                found[i] = Scored(tuple(logprobs_O))
+                found[i] = Scored(tuple(logprobs_O), "", Spent(len(tokens[i])))
         return found
 
     def _options(self, options: Sequence[str]) -> tuple[list[int], list[int]]:

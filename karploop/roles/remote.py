@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from karploop.asking import Asked, How, Said, Scored, cut
+from karploop.asking import Asked, How, Said, Scored, Spent, cut
 from karploop.endpoints.calls import Call, Failure, seed_of
 from karploop.endpoints.client import Client
 from karploop.errors import UserError
@@ -34,7 +34,8 @@ class RemoteRole:
             else:
                 # Not every server knows stop strings.
                 text, _ = cut(outcome.text, how.stop)
-                said[place] = Said(text, tokens=outcome.tokens_out or 0)
+                used = (outcome.tokens_in or 0, outcome.tokens_out or 0)
+                said[place] = Said(text, "", Spent(*used, outcome.cost, outcome.seconds))
         return said
 
     def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:

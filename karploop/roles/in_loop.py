@@ -1,0 +1,132 @@
+"""The roles of a loop: its own weights at some round, another checkpoint, or a model elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from karploop.asking import Role
+from karploop.config import RoleConfig
+from karploop.errors import UserError
+from karploop.files import cache_folder
+from karploop.models.weights import Weights
+from karploop.roles.bind import POLICY, Bound
+from karploop.roles.local import LocalModel
+from karploop.roles.on_mesh import MeshRole
+from karploop.schema import nearest
+
+_ROUND = re.compile(r"round:(\d+)")
+_OWN = RoleConfig(weights=POLICY)
+
+
+class LoopRoles:
+    """The roles that a stage asks, checked; weights are loaded when `load` is called."""
+
+    def __init__(
+        self,
+        seats: Sequence[str],
+        configs: Mapping[str, RoleConfig],
+        policy: LocalModel | None,
+        batch: int,
+        dtype: str,
+    ):
+        """A seat that is not bound is the policy, as it is in that round.
+
+        Args:
+          seats: names of the roles that are asked.
+          policy: the checkpoint that the loop starts from; None: it starts from scratch.
+          batch: prompts on the device at a time.
+
+        Raises:
+          UserError: a role is bound to nothing, to two things, or wanted by nobody; a model that
+            reads characters is to answer questions.
+        """
+        for name in configs:
+            if name not in {POLICY, *seats}:
+                raise UserError(
+                    f"'config.roles.{name}' is asked by nothing in this run: "
+                    f"{nearest(name, {POLICY, *seats})}"
+                )
+        self.seats, self._policy, self._batch = tuple(seats), policy, batch
+        bound = {name: configs[name] for name in seats if name in configs}
+        elsewhere = {name: c for name, c in bound.items() if c.path or c.base_url}
+        self._own = {name: bound.get(name, _OWN) for name in seats if name not in elsewhere}
+        for name, config in self._own.items():
+            self._check_own(name, config)
+        self._loaded: dict[str, Role] | None = None
+        self._compiled: dict[bool, MeshRole] = {}  # by whether it is asked as a chat
+        ledger = cache_folder() / "responses.sqlite"
+        self._elsewhere = Bound(elsewhere, elsewhere, ledger, "loop", dtype=dtype)
+        if self._elsewhere.clients and jax.process_count() > 1:
+            raise UserError(
+                "a model behind an address is asked by one process, and this run has "
+                f"{jax.process_count()}: bind the role to weights ('path')"
+            )
+
+    def _check_own(self, name: str, config: RoleConfig) -> None:
+        where = f"'config.roles.{name}'"
+        if not config.weights or config != RoleConfig(weights=config.weights, chat=config.chat):
+            raise UserError(
+                f"{where} wants a model: 'weights' (policy, base or round:N), 'path', or "
+                "'base_url' with 'model'"
+            )
+        if config.weights not in (POLICY, "base") and not _ROUND.fullmatch(config.weights):
+            raise UserError(
+                f"{where}: 'weights' is '{config.weights}': write policy, base, or round:N"
+            )
+        if not self._policy:
+            raise UserError(
+                f"{where} is to be answered by the policy, and one trained from scratch reads "
+                "nothing but problems: bind the role to a checkpoint ('path') or an address "
+                "('base_url' and 'model')"
+            )
+        if config.chat == "yes" and not self._policy.tokenizer.has_template:
+            raise UserError(
+                f"{where} is to be asked as a chat, and '{self._policy.path}' has no chat "
+                "template: leave 'chat' at auto"
+            )
+
+    def check_scores(self, name: str) -> None:
+        """Raises UserError: the role is behind an address, which gives texts alone."""
+        if name not in self._own:
+            self._elsewhere.check_scores(name)
+
+    def identity(self) -> list[Any]:
+        """What decides what is said, but for the loop's own parameters (see `inputs`)."""
+        own = [[name, dataclasses.asdict(config)] for name, config in self._own.items()]
+        return own + self._elsewhere.identity(whole=True)
+
+    def inputs(self, history: Sequence[Any]) -> dict[str, Any]:
+        """For each seat that the loop's own weights answer, the artifact they are in.
+
+        Args:
+          history: the base, and then the parameters after each round so far.
+        """
+        return {f"role_{name}": history[_place(c, len(history))] for name, c in self._own.items()}
+
+    def load(self, weights: Weights, mesh: Mesh, inputs: Mapping[str, Any]) -> dict[str, Role]:
+        """Lays on the mesh what is not there yet, where it stays; the policy's own weights are."""
+        if self._loaded is None:
+            self._loaded = self._elsewhere.load(mesh, self._batch)
+        roles = dict(self._loaded)
+        for name, config in self._own.items():
+            chat = config.chat != "no" and self._policy.tokenizer.has_template
+            if chat not in self._compiled:
+                batch = self._batch
+                self._compiled[chat] = MeshRole(self._policy, weights, None, chat=chat, batch=batch)
+            params = weights.load(inputs[f"role_{name}"])
+            roles[name] = self._compiled[chat].with_params(params)
+        return roles
+
+
+def _place(config: RoleConfig, known: int) -> int:
+    """Where in the history of parameters a role's are."""
+    if config.weights == "base":
+        return 0
+    found = _ROUND.fullmatch(config.weights)
+    return min(int(found[1]) + 1, known - 1) if found else known - 1

@@ -1,0 +1,199 @@
+"""Models as judges within a loop: who is asked, with which weights, and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from unittest import mock
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("transformers")
+
+from published import settings, sums  # noqa: E402
+from small_models import save_llama  # noqa: E402
+from small_tokenizers import CHATML  # noqa: E402
+
+from karploop import launch  # noqa: E402
+from karploop.config import resolve  # noqa: E402
+from karploop.errors import UserError  # noqa: E402
+from karploop.machinery import Machinery, prepare  # noqa: E402
+from karploop.records import SELECTION_FILE, VERDICTS_FILE, Opinions, Selection  # noqa: E402
+from karploop.roles.on_mesh import MeshRole  # noqa: E402
+from karploop.store import Store  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_llama(tmp_path_factory.mktemp("model") / "m", CHATML, max_length=1024)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return sums(tmp_path_factory.mktemp("task"))
+
+
+JUDGED = {
+    "filter__name": "threshold",
+    "filter__threshold": 0.0,
+    "judge__name": "rubric",
+    # A random model rarely stops: give it many tries.
+    "prompt__max_new_tokens": 40,
+    "train__row_length": 128,
+    "generate__samples": 8,
+}
+
+
+@functools.cache
+def compiled(model, task) -> Machinery:
+    return prepare(resolve(settings(model, task, **JUDGED)))
+
+
+def start(workdir, name, model, task, **more) -> dict:
+    """A run's summary; runs share what they compile."""
+
+    def prepared(config):
+        own, shared = prepare(config), compiled(model, task)
+        shared.weights._live = {}
+        same = {name: getattr(shared, name) for name in ("weights", "sampler", "trainers")}
+        return dataclasses.replace(own, **same)
+
+    config = resolve(settings(model, task, **JUDGED | more))
+    with mock.patch.object(launch, "prepare", prepared):
+        assert launch.launch(config, str(workdir), name) == 0
+    return json.loads((workdir / "runs" / name / "summary.json").read_text())
+
+
+def rounds(workdir, summary):
+    """Of each round, the judge's manifest, its opinions and the filter's selection."""
+    store = Store(str(workdir))
+    for done in summary["rounds"][1:]:
+        keys = done["stages"]
+        manifest = store.manifest("judge", keys["judge"])
+        table = _table(store, manifest, VERDICTS_FILE)
+        kept = _table(store, store.manifest("filter", keys["filter"]), SELECTION_FILE)
+        yield manifest, Opinions.from_table(table), Selection.from_table(kept)
+
+
+def _table(store, manifest, name):
+    return pq.read_table(store.fetch(manifest, name))
+
+
+@pytest.fixture(scope="module")
+def rewarding(model, task, tmp_path_factory):
+    """A policy that rates itself, with the roles that were asked."""
+    workdir, asked = tmp_path_factory.mktemp("rewarding"), []
+    with pytest.MonkeyPatch.context() as patch:
+        real = MeshRole.score
+
+        def score(self, *args):
+            asked.append(self)
+            return real(self, *args)
+
+        patch.setattr(MeshRole, "score", score)
+        summary = start(workdir, "run", model, task)
+    return workdir, summary, asked
+
+
+def test_the_policy_rates_itself_by_its_weights_of_that_round(rewarding):
+    workdir, summary, asked = rewarding
+    base, first, second = summary["rounds"]
+    (one, opinions, selection), (two, later, _) = rounds(workdir, summary)
+    assert one.inputs["role_judge"]["key"] == base["stages"]["import"]
+    assert two.inputs["role_judge"]["key"] == first["stages"]["train"]
+    known = ~np.isnan(opinions.score_S)
+    assert known.any() and (opinions.score_S[known] > 0).all()
+    for i, reason in enumerate(opinions.reasons):
+        assert reason == ("" if known[i] else "did not end")
+    assert list(json.loads(opinions.criteria[int(np.argmax(known))])) == [
+        "accuracy", "helpfulness", "safety",
+    ]  # fmt: skip
+    assert (opinions.tokens_in[known] > 100).all() and set(opinions.judges) != set(later.judges)
+    assert (selection.kept_S == known).all()
+    # Programs are compiled once for all rounds.
+    assert len({id(role._samplers) for role in asked}) == 1
+
+
+def test_the_policys_buffers_are_the_judges(model, task):
+    """Bound to the policy, a judge takes no memory of its own."""
+    machinery = prepare(resolve(settings(model, task, **JUDGED)))
+    marks = object()
+    artifact = type("Artifact", (), {"content": "c"})()
+    machinery.weights.load = lambda found: marks if found is artifact else None
+    roles = machinery.roles.load(
+        machinery.weights, machinery.weights.mesh, machinery.roles.inputs([artifact])
+    )
+    assert roles["judge"].params is marks and roles["judge"].weights is machinery.weights
+
+
+@pytest.mark.parametrize("weights, second", [("base", "base"), ("round:0", "round 0")])
+def test_weights_of_another_round_can_judge(model, task, weights, second):
+    more = {"roles__judge": {"weights": weights}}
+    machinery = prepare(resolve(settings(model, task, **JUDGED | more)))
+    history = ["base", "round 0", "round 1"]
+    assert machinery.roles.inputs(history[:1]) == {"role_judge": "base"}
+    assert machinery.roles.inputs(history) == {"role_judge": second}
+
+
+def test_comparisons_rank_the_samples_of_a_prompt(rewarding, model, task):
+    workdir, _, _ = rewarding
+    more = {"judge__name": "pairwise", "filter__name": "best", "rounds": 1}
+    summary = start(workdir, "ranked", model, task, **more)
+    ((manifest, opinions, selection),) = rounds(workdir, summary)
+    assert manifest.config["judge"] == "pairwise"
+    assert set(selection.reasons) <= {
+        "the best of its prompt", "not the best of its prompt", "no verdict", "did not end",
+        "no better than the others",
+    }  # fmt: skip
+    known = ~np.isnan(opinions.score_S)
+    assert known.any() and selection.kept_S.sum() <= 8
+    assert all(
+        reason in ("did not end", "nothing to compare it with")
+        for reason, there in zip(opinions.reasons, known, strict=True)
+        if not there
+    )
+
+
+def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(model, task, tmp_path, serve):
+    """A verdict that cannot be read drops its row and is counted; `stop` refuses to go on."""
+    server = serve(rules=[["Request: 1", "So so. Rating: 4"], ["Request: 2", "Rating: none"]])
+    there = {"base_url": server.endpoint.base_url, "model": "small"}
+    more = {"roles__judge": there, "judge__rationale": True, "rounds": 1}
+    summary = start(tmp_path, "asked", model, task, **more)
+    ((_, opinions, selection),) = rounds(tmp_path, summary)
+    known = ~np.isnan(opinions.score_S)
+    assert known.any() and set(opinions.score_S[known]) == {0.75}
+    assert (selection.kept_S == known).all()
+    missing = [reason for reason in opinions.reasons if "no answer" in reason]
+    assert missing and summary["rounds"][1]["metrics"]["no_verdict"] == len(missing)
+    with pytest.raises(UserError, match="samples have no verdict .*no answer behind 'Rating:'"):
+        start(tmp_path, "stopped", model, task, **more, filter__missing="stop")
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"judge__name": ""}, "'config.judge.name' says nobody's"),
+        ({"filter__name": "none"}, "reads no judge"),
+        ({"filter__name": "vote"}, "reads the judge 'vote'"),
+        ({"roles__jugde": {"weights": "base"}}, "did you mean 'judge'"),
+        ({"roles__debater": {"weights": "base"}}, "asked by nothing"),
+        ({"roles__judge": {"weights": "last"}}, "write policy, base, or round:N"),
+        ({"roles__judge": {}}, "wants a model"),
+        ({"roles__judge": {"weights": "base", "cap": 1.0}}, "wants a model"),
+        ({"roles__judge": {"weights": "base", "path": "x"}}, "those of a loop"),
+        ({"roles__judge": {"base_url": "http://localhost/v1", "model": "m"}}, "texts alone"),
+        ({"judge__name": "constitution", "judge__principles": 99}, "has 10"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_compiled(model, task, more, message):
+    with pytest.raises(UserError, match=message):
+        prepare(resolve(settings(model, task, **JUDGED | more)))
+
+
+def test_a_policy_from_scratch_judges_nobody():
+    with pytest.raises(UserError, match="trained from scratch reads nothing but problems"):
+        prepare(resolve({"filter": {"name": "threshold"}, "judge": {"name": "rubric"}}))

@@ -1,0 +1,252 @@
+"""Judges that write, argue and rank: what is read from texts, and what n scores come from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from karploop.asking import Said, Scored, Spent
+from karploop.chains.rendering import load_templates
+from karploop.config import JudgingConfig
+from karploop.judging.constitution import constitution
+from karploop.judging.debate import debate
+from karploop.judging.opinion import TEMPLATES, Opinion
+from karploop.judging.pairwise import pairwise
+from karploop.judging.ranking import METHODS, Group, bradley_terry, rank
+from karploop.judging.reading import Reading, read
+from karploop.judging.rubric import Criterion, rubric
+from karploop.offline_judge import run_file
+from karploop.reporting.progress import Progress
+from karploop.schema import lay
+
+TEMPLATE = load_templates([path.name for path in TEMPLATES.glob("*.jinja")], TEMPLATES)
+WRITES = Reading(rationale=True)
+
+
+class Writer:
+    """A role that writes what a function makes of a prompt; None: the call failed."""
+
+    def __init__(self, text):
+        self.text, self.prompts = text, []
+
+    def complete(self, prompts, ids, how):
+        self.prompts += prompts
+        found = [self.text(prompt) for prompt in prompts]
+        return [Said(text, "" if text else "timed out", Spent(10, 5)) for text in found]
+
+    def score(self, prompts, options):
+        self.prompts += prompts
+        return [Scored((math.log(0.75), math.log(0.25)), "", Spent(10)) for _ in prompts]
+
+
+# -- what is read from a text ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", ["4", " 4", "**4**", "4.", "4/5", "4 / 5.", "_4_", "\n4\n\nThat is all.", "[[4]]"]
+)
+def test_a_number_is_read(line):
+    assert read(f"Rating: 9 would be too much.\nRating:{line}", list("12345"), "Rating:") == "4"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "4", "Rating: four", "Rating: 4.5", "Rating: 3 or 4", "Rating: 6", "Rating: 44"]
+    + ["Rating: 4\nRating: unsure", "Rating: not 4", "Rating: -", "rating: 4", "Rating: 4/10"],
+)
+def test_what_is_no_number_of_the_scale_is_nothing(text):
+    assert read(text, list("12345"), "Rating:") is None
+
+
+@settings(max_examples=200)
+@given(st.text())
+def test_no_text_raises_and_only_options_come_out(text):
+    assert read(f"Better: {text}", ["A", "B"], "Better:") in ("A", "B", None)
+
+
+def test_a_rating_after_reasons_and_none_where_it_cannot_be_read():
+    role = Writer(lambda p: None if "gone" in p else "So so. Rating: " + "?4"["Why?" in p])
+    found = rubric(
+        [("Why?", "So."), ("What?", "That."), ("Who?", "gone")],
+        role, TEMPLATE["rubric.jinja"], [Criterion("a", "Is it true?", 1.0)], 5, WRITES,
+    )  # fmt: skip
+    assert [opinion.score for opinion in found] == [0.75, None, None]
+    assert found[0].rationales == ("So so. Rating: 4",) and found[0].spent == Spent(10, 5)
+    assert found[1].reason == "no answer behind 'Rating:'" and found[2].reason == "timed out"
+    assert all(prompt.endswith("Reasons:") for prompt in role.prompts)
+
+
+def test_one_in_ten_invalid_replies_become_no_label():
+    """Of 400 written verdicts those that are nonsense are missing, and no other is touched."""
+    rng = random.Random(0)
+    words = ["", "Better: both", "Better: C", "I cannot tell.", "better: A", "Better: A or B"]
+
+    def says(prompt):
+        if rng.random() < 0.1:
+            return rng.choice(words)
+        first = "good" in prompt[prompt.index("Reply A:") : prompt.index("Reply B:")]
+        return f"Because.\nBetter: {'A' if first else 'B'}"
+
+    pairs = [(f"q{i}", *(("good", "bad")[:: 1 if i % 2 else -1])) for i in range(200)]
+    found = pairwise(pairs, Writer(says), TEMPLATE["pairwise.jinja"], WRITES)
+    missing = [opinion for opinion in found if opinion.score is None]
+    assert 20 < len(missing) < 60 and all(opinion.reason for opinion in missing)
+    assert all(
+        opinion.winner == ("first" if i % 2 else "second")
+        for i, opinion in enumerate(found)
+        if opinion.score is not None
+    )
+
+
+def test_preferences_after_reasons_are_clamped():
+    role = Writer(lambda p: "Better: " + ("A" if p.index("good") < p.index("bad") else "B"))
+    (found,) = constitution(
+        [("q", "good", "bad")], role, TEMPLATE["constitution.jinja"], ["Be."], 1, [(0,)], 0,
+        WRITES, 0.4,
+    )  # fmt: skip
+    assert found.score == pytest.approx(0.6) and found.winner == "first"
+
+
+def test_a_judge_behind_an_address_writes_its_verdicts(serve, tmp_path):
+    """Both orders, what it took, and no label from what is not one."""
+    rules = [["Reply A: right", "Hm. Better: A"], ["Reply B: right", "Hm. Better: B"]]
+    server = serve(rules=rules)
+    config = lay(
+        JudgingConfig(),
+        {"judge": {"name": "pairwise", "rationale": True}},
+        {"roles.judge.base_url": server.endpoint.base_url, "roles.judge.model": "small"}
+        | {"roles.judge.output_price": "1e6"},
+    )
+    rows = [["right", "wrong"], ["wrong", "right"], ["odd", "even"]]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [json.dumps({"prompt": f"{tmp_path}", "completions": row}) for row in rows]
+    source.write_text("\n".join(lines))
+    run_file(config, str(source), str(target), Progress(quiet=True))
+    one, two, three = map(json.loads, target.read_text().splitlines())
+    assert (one["score"], one["winner"]) == (1.0, "first") and two["winner"] == "second"
+    assert three["score"] is None and three["reason"] == "no answer behind 'Better:'"
+    assert one["rationales"] == ["Hm. Better: A", "Hm. Better: B"]
+    assert one["tokens_out"] > 0 and one["seconds"] > 0
+    assert one["dollars"] == pytest.approx(one["tokens_out"])
+
+
+# -- debate ----------------------------------------------------------------------------------------
+
+
+def test_debaters_hear_each_other_and_the_judge_hears_both_in_both_orders():
+    debater = Writer(lambda p: f"{'For' if p.endswith('right:') else 'Against'} {len(p)}")
+    judge = Writer(None)
+    replies = [("Why?", "So."), ("What?", "That.")]
+    templates = TEMPLATE["debate_argument.jinja"], TEMPLATE["debate.jinja"]
+    found = debate(replies, judge, debater, *templates, turns=2)
+    assert len(debater.prompts) == 2 * 2 * 2 and len(judge.prompts) == 2 * 2
+    assert "Argument that it is right: For" in debater.prompts[2]
+    forward, backward = judge.prompts[:2]
+    assert forward.index("For") < forward.index("Against")
+    assert backward.index("Against") < backward.index("For")
+    # A bias for A alone says nothing of the reply.
+    assert [opinion.score for opinion in found] == [pytest.approx(0.5)] * 2
+    assert found[0].forward == pytest.approx(0.75) and found[0].spent == Spent(60, 20)
+    assert [text.split()[0] for text in found[0].rationales] == ["for:"] * 2 + ["against:"] * 2
+
+
+def test_a_debater_that_is_not_heard_leaves_no_verdict():
+    debater = Writer(lambda p: None if "That." in p and p.endswith("wrong:") else "Yes.")
+    templates = TEMPLATE["debate_argument.jinja"], TEMPLATE["debate.jinja"]
+    replies = [("Why?", "So."), ("What?", "That.")]
+    heard, not_heard = debate(replies, Writer(None), debater, *templates, turns=1)
+    assert heard.score is not None
+    assert not_heard.score is None and not_heard.reason == "the side against: timed out"
+
+
+# -- ranking ---------------------------------------------------------------------------------------
+
+
+def by_quality(quality, missing=(), tied=False):
+    """Comparisons by known strengths; those of `missing` texts have no verdict."""
+
+    def compare(pairs, places):
+        compare.asked += list(pairs)
+        assert len(set(places)) == len(places)
+        found = []
+        for _, one, two in pairs:
+            if {one, two} & set(missing):
+                found.append(Opinion(None, "unreadable"))
+                continue
+            score = 0.5 if tied else 1 / (1 + math.exp(quality[two] - quality[one]))
+            found.append(Opinion(score, "", {}, score, score, spent=Spent(2)))
+        return found
+
+    compare.asked = []
+    return compare
+
+
+QUALITY = {"a": 0.3, "b": 2.0, "c": -1.0, "d": 1.0, "e": -3.0}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_best_is_first_and_equal_texts_are_equal(method):
+    compare = by_quality(QUALITY)
+    groups = [Group(0, "q", tuple("abcdeb")), Group(7, "r", tuple("ec"))]
+    one, two = rank(groups, compare, method)
+    scores = [opinion.score for opinion in one]
+    assert scores[1] == scores[5] == max(scores) and all(0 <= score <= 1 for score in scores)
+    assert two[1].score > two[0].score
+    if method != "tournament":
+        assert np.argsort(scores[:5]).tolist() == [4, 2, 0, 3, 1]
+        assert len(compare.asked) == 10 + 1
+    else:
+        assert len(compare.asked) == 4 + 1
+    assert sum(opinion.spent.tokens_in for opinion in one[:5]) == 2 * (len(compare.asked) - 1)
+
+
+def test_bradley_terry_finds_the_strengths_that_made_the_shares():
+    """For shares that follow the model exactly, the mean probability to win is the true one."""
+    strength_N = np.exp(np.array(list(QUALITY.values())))
+    wins_NxN = strength_N[:, None] / (strength_N[:, None] + strength_N[None])
+    true_N = (wins_NxN.sum(1) - 0.5) / 4
+    np.fill_diagonal(wins_NxN, np.nan)
+    np.testing.assert_allclose(bradley_terry(wins_NxN), true_N, atol=0.02)
+    # What is missing is inferred from what is there: here, from a chain of neighbours.
+    chain_NxN = np.where(abs(np.subtract.outer(range(5), range(5))) == 1, wins_NxN, np.nan)
+    np.testing.assert_allclose(bradley_terry(chain_NxN), true_N, atol=0.06)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_was_never_compared_has_no_score(method):
+    groups = [Group(0, "q", tuple("abcd")), Group(1, "r", ("same", "same"))]
+    first, second = rank(groups, by_quality(QUALITY, missing="b"), method)
+    assert first[1].score is None and first[1].reason == "unreadable"
+    known = [opinion.score for i, opinion in enumerate(first) if i != 1]
+    assert sum(score is not None for score in known) >= 2
+    assert [opinion.score for opinion in second] == [None, None]
+    assert second[0].reason == "nothing to compare it with"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ties_are_ties_and_no_place_is_favoured(method):
+    """Nobody is best and worst at once; who wins a tied tournament is drawn."""
+    texts = tuple("abcd")
+    groups = [Group(i, "q", texts) for i in range(400)]
+    found = rank(groups, by_quality(QUALITY, tied=True), method, seed=3)
+    if method != "tournament":
+        assert all(o.score == pytest.approx(0.5) for group in found for o in group)
+        return
+    first = [np.argmax([opinion.score for opinion in group]) for group in found]
+    assert all(60 < first.count(place) < 140 for place in range(4))
+
+
+def test_a_ranking_does_not_depend_on_other_groups():
+    groups = [Group(i, "q", tuple(p)) for i, p in enumerate(itertools.permutations("abc"))]
+    together = rank(groups, by_quality(QUALITY), "tournament")
+    for group, opinions in zip(groups, together, strict=True):
+        alone = Group(group.number, group.prompt, group.completions)
+        (again,) = rank([alone], by_quality(QUALITY), "tournament")
+        assert [o.score for o in again] == [o.score for o in opinions]
