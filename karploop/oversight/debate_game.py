@@ -136,7 +136,7 @@ def _counts(tables: Tables, pixels: jax.Array) -> list[jax.Array]:
 
 
 def _judge_ends(judge: nn.Module, params, tables: Tables, values_P, label, pixels):
-    """Words of the ends, and over all of them per bit: how many are on, any, all."""
+    """Words of the ends, at how many of them honesty wins each game, and how many there are."""
     most, turns = tables.after[0].shape[0], len(tables.after)
     count = _counts(tables, pixels)[turns]
     (shown_N,) = jnp.nonzero(values_P > 0, size=most, fill_value=0)

@@ -104,10 +104,12 @@ def _note(results: Results) -> str:
 
 
 def _percent(estimate: Estimate, sign: str = "") -> str:
-    if estimate.low is None:
-        return f"{100 * estimate.mean:{sign}.1f}"
-    low, high = 100 * estimate.low, 100 * estimate.high
-    return f"{100 * estimate.mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    # Adding 0.0 makes the −0.0 of a small negative number 0.0.
+    mean, low, high = (
+        None if share is None else f"{round(100 * share, 1) + 0.0:{sign}.1f}"
+        for share in (estimate.mean, estimate.low, estimate.high)
+    )
+    return mean if low is None else f"{mean} [{low}, {high}]"
 
 
 def _csv(values: Mapping, means: Mapping) -> str:
