@@ -217,8 +217,9 @@ class GenerateConfig:
     fused_steps: int = option(4, low=1)  # decode steps between looks at whether all rows stopped
 
 
-# Judges that read gold answers or votes, and those that ask a model.
-TALLIES, MODELS = ("verifier", "vote"), ("rubric", "pairwise", "constitution", "debate")
+# Judges that read gold answers or votes, and those that ask a model, people, or one another.
+TALLIES = ("verifier", "vote")
+MODELS = ("rubric", "pairwise", "constitution", "debate", "person", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,9 @@ class JudgeConfig:
     turns: int = option(1, low=1, high=16)  # debate: of both sides
     # pairwise, constitution: how comparisons of two become scores of n.
     ranking: str = option("round_robin", choices=("round_robin", "bradley_terry", "tournament"))
+    review: str = ""  # person: a file with a prompt, a completion and a verdict a row
+    members: str = ""  # ensemble: judges, as in rubric, debate@large*0.5 (a role, a weight)
+    combine: str = option("mean", choices=("mean", "min", "vote"))  # ensemble
     rationale: bool = False  # the judge writes its reasons first, and its answer is read from them
     clamp: float = option(0.4, low=0.0, high=0.5)  # constitution, after reasons: least preference
     max_new_tokens: int = option(256, low=1)  # of reasons and arguments

@@ -79,8 +79,8 @@ def prepare(config: Config) -> Machinery:
     )
     if judge:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
-        if judge.scores:
-            roles.check_scores(judge.seats[0])
+        for seat in judge.scores:
+            roles.check_scores(seat)
     role = policy.role
     source = functools.partial(load_params, role.checkpoint) if role else None
     weights = Weights(policy.config, policy.vocabulary, mesh, source)

@@ -51,8 +51,8 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     bound = Bound(
         judge.seats, config.roles, cache_folder() / "responses.sqlite", "judge", dtype=config.dtype
     )
-    if judge.scores:
-        bound.check_scores(judge.seats[0])
+    for seat in judge.scores:
+        bound.check_scores(seat)
     settings = judge.settings | {"judge": judge.name, "ranking": config.judge.ranking}
     settings |= {"seed": config.seed, "dtype": config.dtype}
     identity = identity_of(settings, judge.files, bound.identity())
@@ -130,9 +130,9 @@ def _group(judge: ModelJudge, row: Row, number: int, where: str) -> Group:
     if prompt.tokens is not None:
         raise UserError(f"{where}: a judge takes 'prompt' or 'messages', and not 'tokens'")
     text = prompt.text if prompt.text is not None else transcript(prompt.messages)
-    several = judge.compare is not None or "completion" not in row
+    several = judge.compares or "completion" not in row
     found = row.get("completions") if several else [row["completion"]]
-    least = 2 if judge.compare else 1
+    least = 2 if judge.compares else 1
     if (
         not isinstance(found, list)
         or len(found) < least
@@ -140,7 +140,7 @@ def _group(judge: ModelJudge, row: Row, number: int, where: str) -> Group:
     ):
         wanted = (
             "'completions', a list of two texts or more"
-            if judge.compare
+            if judge.compares
             else "a 'completion', or 'completions', a list of texts"
         )
         raise UserError(f"{where}: the judge '{judge.name}' wants {wanted}")

@@ -1,6 +1,7 @@
 """Settings: resolved, typed, bounded, refused with the nearest name, and every one of them read."""
 
 import dataclasses
+import pathlib
 import sys
 
 import pytest
@@ -155,8 +156,11 @@ def _run_chains(server, folder) -> None:
 def _run_judges(model, folder) -> None:
     source = folder / "pairs.jsonl"
     source.write_text('{"prompt": "a", "completion": "b", "completions": ["b", "c"]}\n')
-    for name in ("rubric", "constitution", "debate"):
+    review = str(folder / "review.jsonl")
+    pathlib.Path(review).write_text('{"prompt": "a", "completion": "b", "score": 1}\n')
+    for name in ("constitution", "ensemble"):
         settings = {"name": name, "rationale": name == "constitution", "max_new_tokens": 8}
+        settings |= {"members": "person, rubric, debate", "review": review}
         judging = lay(JudgingConfig(), {"judge": settings}, {"roles.judge.path": model})
         judge_file(judging, str(source), str(folder / f"{name}.jsonl"), Progress(quiet=True))
 

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from karploop.asking import Said, Scored, Spent
 from karploop.chains.rendering import load_templates
-from karploop.config import JudgingConfig
+from karploop.config import MODELS, JudgeConfig, JudgingConfig
+from karploop.errors import UserError
 from karploop.judging.constitution import constitution
 from karploop.judging.debate import debate
+from karploop.judging.ensemble import combine, read_members
+from karploop.judging.model_judge import make_judge
 from karploop.judging.opinion import TEMPLATES, Opinion
 from karploop.judging.pairwise import pairwise
 from karploop.judging.ranking import METHODS, Group, bradley_terry, rank
@@ -43,7 +46,8 @@ class Writer:
 
     def score(self, prompts, options):
         self.prompts += prompts
-        return [Scored((math.log(0.75), math.log(0.25)), "", Spent(10)) for _ in prompts]
+        rest = [math.log(0.25 / (len(options) - 1))] * (len(options) - 1)
+        return [Scored((math.log(0.75), *rest), "", Spent(10)) for _ in prompts]
 
 
 # -- what is read from a text ----------------------------------------------------------------------
@@ -250,3 +254,74 @@ def test_a_ranking_does_not_depend_on_other_groups():
         alone = Group(group.number, group.prompt, group.completions)
         (again,) = rank([alone], by_quality(QUALITY), "tournament")
         assert [o.score for o in again] == [o.score for o in opinions]
+
+
+# -- people, and several judges ---------------------------------------------------------------------
+
+
+def review(folder, rows):
+    path = folder / "review.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_people_are_read_and_what_they_did_not_see_is_missing(tmp_path):
+    said = [
+        {"prompt": "p", "completion": "a", "verdict": "good"},
+        {"prompt": "p", "completion": "a", "verdict": "bad"},
+        {"prompt": "p", "completion": "b", "verdict": "unsure"},
+        {"prompt": "p", "completion": "c", "score": 0.25},
+    ]
+    judge = make_judge(JudgeConfig(name="person", review=review(tmp_path, said)), 0)
+    (found,) = judge.judge([Group(0, "p", tuple("abcd"))], {}, "", 0)
+    assert [opinion.score for opinion in found] == [0.5, None, 0.25, None]
+    assert found[1].reason == "reviewed: unsure" and found[3].reason == "not reviewed"
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": "p"}, "line 1: a review's row is"),
+        ({"prompt": "p", "completion": "c", "verdict": "fine"}, "'verdict' is 'fine'"),
+        ({"prompt": "p", "completion": "c", "score": 2}, "'score' is 2"),
+        ({"prompt": "p", "completion": "c", "score": True}, "'score' is True"),
+    ],
+)
+def test_a_review_is_checked(tmp_path, row, message):
+    with pytest.raises(UserError, match=message):
+        make_judge(JudgeConfig(name="person", review=review(tmp_path, [row])), 0)
+
+
+@pytest.mark.parametrize(
+    "how, scores", [("mean", [0.7, 0.3, None]), ("min", [0.6, 0.1, None]), ("vote", [1, 0, None])]
+)
+def test_an_ensemble_weighs_its_members_and_wants_them_all(how, scores):
+    members = read_members("person, rubric@large*0.5, debate*0", MODELS)
+    assert [(m.name, m.seat, m.weight) for m in members] == [
+        ("person", "judge", 1.0), ("rubric", "large", 0.5), ("debate", "judge", 0.0),
+    ]  # fmt: skip
+    one = [Opinion(0.75), Opinion(0.4), Opinion(0.9)]
+    two = [Opinion(0.6), Opinion(0.1), Opinion(None, "timed out")]
+    none = [Opinion(0.01)] * 3  # whose weight is 0
+    found = [combine(members, three, how) for three in zip(one, two, none, strict=True)]
+    for opinion, score in zip(found, scores, strict=True):
+        assert opinion.score == (score if score is None else pytest.approx(score))
+    assert found[2].reason == "rubric@large: timed out"
+    assert found[0].criteria == {"person": 0.75, "rubric@large": 0.6, "debate": 0.01}
+
+
+@pytest.mark.parametrize("text", ["", "rubrik", "rubric, rubric", "rubric*0", "rubric@", "a b"])
+def test_members_are_checked(text):
+    with pytest.raises(UserError, match="'config.judge.members'"):
+        read_members(text, MODELS)
+
+
+def test_an_ensemble_asks_each_of_its_roles():
+    config = JudgeConfig(name="ensemble", members="rubric, rubric@large, pairwise@large")
+    judge = make_judge(config, 0)
+    assert judge.seats == judge.scores == ("judge", "large") and judge.compares
+    roles = {"judge": Writer(None), "large": Writer(None)}
+    (found,) = judge.judge([Group(0, "p", ("a", "b"))], roles, "round_robin", 0)
+    assert list(found[0].criteria) == ["rubric", "rubric@large", "pairwise@large"]
+    assert found[0].score == pytest.approx(np.mean(list(found[0].criteria.values())))
+    assert len(roles["judge"].prompts) == 3 * 2 and len(roles["large"].prompts) == 3 * 2 + 2

@@ -1,19 +1,21 @@
-"""Judges that are models, made from a config: what they ask, of whom, and by which texts."""
+"""Judges by name, made from a config: what they ask, of whom, and by which texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from karploop.asking import Role
-from karploop.chains.rendering import load_templates, read_lines, read_text
-from karploop.config import JudgeConfig
+from karploop.chains.rendering import Templates, load_templates, read_lines, read_text
+from karploop.config import MODELS, JudgeConfig
 from karploop.errors import UserError
 from karploop.judging.constitution import constitution
 from karploop.judging.debate import debate
+from karploop.judging.ensemble import Member, combine, read_members
 from karploop.judging.opinion import TEMPLATES, Opinion, Pair, Place, Reply
 from karploop.judging.pairwise import pairwise
+from karploop.judging.person import Review
 from karploop.judging.ranking import Group, rank
 from karploop.judging.reading import Reading
 from karploop.judging.rubric import read_criteria, rubric
@@ -25,6 +27,8 @@ _DECIDE = {  # by judge, the keys that do, besides those of reasons
     "pairwise": (),
     "constitution": ("principles", "clamp"),
     "debate": ("turns", "max_new_tokens"),
+    "person": (),
+    "ensemble": ("members", "combine"),
 }
 
 Roles = Mapping[str, Role]
@@ -32,22 +36,29 @@ Roles = Mapping[str, Role]
 
 @dataclass(frozen=True)
 class ModelJudge:
-    """One of `rate` and `compare`.
+    """One of `rate`, `compare` and `members`.
 
     Attributes:
       seats: names of the roles that it asks.
-      scores: whether it reads probabilities, for which a role's weights are needed.
+      scores: those of them whose probabilities it reads, for which weights are needed.
       settings: what decides its verdicts, of the config's keys.
       files: the texts that decide them, by name.
     """
 
     name: str
     seats: tuple[str, ...]
-    scores: bool
+    scores: tuple[str, ...]
     settings: Mapping[str, Any]
     files: Mapping[str, str]
     rate: Callable[[Sequence[Reply], Roles], list[Opinion]] | None = None
     compare: Callable[[Sequence[Pair], Sequence[Place], Roles], list[Opinion]] | None = None
+    members: Sequence[tuple[Member, ModelJudge]] = ()
+    how: str = "mean"
+
+    @property
+    def compares(self) -> bool:
+        """Whether it wants two completions of a prompt, or more."""
+        return self.compare is not None or any(judge.compares for _, judge in self.members)
 
     def judge(
         self, groups: Sequence[Group], roles: Roles, method: str, seed: int
@@ -56,6 +67,16 @@ class ModelJudge:
 
         A text that a prompt has several times is judged once.
         """
+        if self.members:
+            found = [
+                judge.judge([replace(g, met={}) for g in groups], roles, method, seed)
+                for _, judge in self.members
+            ]
+            members = [member for member, _ in self.members]
+            return [
+                [combine(members, of_text, self.how) for of_text in zip(*of_group, strict=True)]
+                for of_group in zip(*found, strict=True)
+            ]
         if self.compare:
             ask = self.compare
             return rank(groups, lambda pairs, places: ask(pairs, places, roles), method, seed)
@@ -68,58 +89,108 @@ class ModelJudge:
         return [[by_text[g.number, text] for text in g.completions] for g in groups]
 
 
-def make_judge(config: JudgeConfig, seed: int) -> ModelJudge:
+def make_judge(config: JudgeConfig, seed: int, seat: str = JUDGE) -> ModelJudge:
     """The judge called `config.name`.
+
+    Args:
+      seat: the role that it asks.
 
     Raises:
       UserError: there is no such judge, or a file of it is missing or malformed.
     """
-    reading = Reading(config.rationale, config.max_new_tokens, seed)
-    name = f"{config.name}.jinja"
     settings = {key: value for key, value in asdict(config).items() if key in _DECIDE[config.name]}
+    if config.name == "person":
+        review = Review.read(config.review)
+        return ModelJudge(
+            "person", (), (), settings, {"review": repr(sorted(review.said.items()))},
+            rate=lambda replies, _: review.rate(replies),
+        )  # fmt: skip
+    if config.name == "ensemble":
+        return _ensemble(config, seed, settings)
     if config.rationale:
         settings |= {"rationale": True, "max_new_tokens": config.max_new_tokens}
-    common = dict(name=config.name, seats=(JUDGE,), scores=not config.rationale, settings=settings)
-    if config.name == "debate":
-        more = "debate_argument.jinja"
-        templates = load_templates([name, more], TEMPLATES)
-        return ModelJudge(
-            **common | {"seats": (JUDGE, DEBATER)},
-            files={n: read_text(n, TEMPLATES) for n in (name, more)},
-            rate=lambda replies, roles: debate(
-                replies,
-                *(roles[JUDGE], roles[DEBATER], templates[more], templates[name]),
-                *(config.turns, reading),
-            ),
-        )
-    template = load_templates([name], TEMPLATES)[name]
-    files = {name: read_text(name, TEMPLATES)}
-    if config.name == "rubric":
-        criteria = read_criteria(config.criteria)
-        return ModelJudge(
-            **common,
-            files=files | {"criteria": repr(criteria)},
-            rate=lambda replies, roles: rubric(
-                replies, roles[JUDGE], template, criteria, config.levels, reading
-            ),
-        )
-    if config.name == "pairwise":
-        return ModelJudge(
-            **common,
-            files=files,
-            compare=lambda pairs, _, roles: pairwise(pairs, roles[JUDGE], template, reading),
-        )
+    templates = [f"{config.name}.jinja", *(["debate_argument.jinja"] * (config.name == "debate"))]
+    common = dict(
+        name=config.name,
+        seats=(seat,),
+        scores=() if config.rationale else (seat,),
+        settings=settings,
+        files={name: read_text(name, TEMPLATES) for name in templates},
+    )
+    return _ASKING[config.name](config, seed, seat, load_templates(templates, TEMPLATES), common)
+
+
+def _ensemble(config: JudgeConfig, seed: int, settings: Mapping[str, Any]) -> ModelJudge:
+    known = [name for name in MODELS if name != "ensemble"]
+    members = [
+        (member, make_judge(replace(config, name=member.name), seed, member.seat))
+        for member in read_members(config.members, known)
+    ]
+    judges = [judge for _, judge in members]
+    return ModelJudge(
+        "ensemble",
+        tuple(dict.fromkeys(seat for judge in judges for seat in judge.seats)),
+        tuple(dict.fromkeys(seat for judge in judges for seat in judge.scores)),
+        dict(settings) | {judge.name: judge.settings for judge in judges},
+        {f"{judge.name}/{name}": text for judge in judges for name, text in judge.files.items()},
+        members=members,
+        how=config.combine,
+    )
+
+
+def _debate(config: JudgeConfig, seed: int, seat: str, templates: Templates, common) -> ModelJudge:
+    verdict, argument = templates["debate.jinja"], templates["debate_argument.jinja"]
+    reading = Reading(config.rationale, config.max_new_tokens, seed)
+    return ModelJudge(
+        **common | {"seats": (seat, DEBATER)},
+        rate=lambda replies, roles: debate(
+            *(replies, roles[seat], roles[DEBATER], argument, verdict, config.turns, reading)
+        ),
+    )
+
+
+def _rubric(config: JudgeConfig, seed: int, seat: str, templates: Templates, common) -> ModelJudge:
+    criteria = read_criteria(config.criteria)
+    reading = Reading(config.rationale, config.max_new_tokens, seed)
+    return ModelJudge(
+        **common | {"files": common["files"] | {"criteria": repr(criteria)}},
+        rate=lambda replies, roles: rubric(
+            *(replies, roles[seat], templates["rubric.jinja"], criteria, config.levels, reading)
+        ),
+    )
+
+
+def _pairwise(config: JudgeConfig, seed: int, seat: str, templates: Templates, common):
+    reading = Reading(config.rationale, config.max_new_tokens, seed)
+    return ModelJudge(
+        **common,
+        compare=lambda pairs, _, roles: pairwise(
+            pairs, roles[seat], templates["pairwise.jinja"], reading
+        ),
+    )
+
+
+def _constitution(config: JudgeConfig, seed: int, seat: str, templates: Templates, common):
     principles = read_lines(config.constitution or "constitution.txt")
     if config.principles > len(principles):
         raise UserError(
             f"'config.judge.principles' is {config.principles}, and the constitution has "
             f"{len(principles)}: lower it"
         )
+    reading = Reading(config.rationale, config.max_new_tokens, seed)
+    clamp = config.clamp if config.rationale else 0.0
+    template, count = templates["constitution.jinja"], config.principles
     return ModelJudge(
-        **common,
-        files=files | {"constitution": "\n".join(principles)},
+        **common | {"files": common["files"] | {"constitution": "\n".join(principles)}},
         compare=lambda pairs, places, roles: constitution(
-            *(pairs, roles[JUDGE], template, principles, config.principles, places, seed),
-            *(reading, config.clamp if config.rationale else 0.0),
+            pairs, roles[seat], template, principles, count, places, seed, reading, clamp
         ),
     )
+
+
+_ASKING = {
+    "rubric": _rubric,
+    "debate": _debate,
+    "pairwise": _pairwise,
+    "constitution": _constitution,
+}

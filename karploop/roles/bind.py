@@ -49,7 +49,7 @@ class Bound:
           UserError: a role is bound to nothing, to two things, or wanted by nobody; a checkpoint or
             an endpoint's settings that cannot be used.
         """
-        wanted = {POLICY, *names}
+        wanted = {POLICY, *names} if names else set()
         for name in configs:
             if name not in wanted:
                 raise UserError(

@@ -1,0 +1,72 @@
+"""Several judges as one. One of them without a verdict leaves none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from karploop.errors import UserError
+from karploop.judging.opinion import Opinion, total
+from karploop.schema import nearest
+
+
+@dataclass(frozen=True)
+class Member:
+    """One judge of an ensemble: its name, the role that it asks, and its weight."""
+
+    name: str
+    seat: str
+    weight: float
+
+
+def read_members(text: str, known: Sequence[str]) -> tuple[Member, ...]:
+    """The judges in "rubric, debate@large*0.5": of two roles, the second with half the weight.
+
+    Raises:
+      UserError: not of that form, no such judge, or a judge and role twice.
+    """
+    found = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = re.fullmatch(r"(\w+)(?:@(\w+))?(?:\*(\d+(?:\.\d*)?))?", part)
+        if not match or match[1] not in known:
+            hint = nearest(match[1], known) if match else "as in rubric, debate@large*0.5"
+            raise UserError(f"'config.judge.members' has '{part}': {hint}")
+        found.append(Member(match[1], match[2] or "judge", float(match[3] or 1.0)))
+    if len({(m.name, m.seat) for m in found}) < len(found) or not any(m.weight for m in found):
+        raise UserError(
+            f"'config.judge.members' is '{text}': name judges, each with a role once, and some "
+            "with a weight above 0, as in rubric, debate@large*0.5"
+        )
+    return tuple(found)
+
+
+def combine(members: Sequence[Member], opinions: Sequence[Opinion], how: str) -> Opinion:
+    """One opinion of several on the same completion.
+
+    Args:
+      how: mean: the weighted mean; min: the least, whatever its weight; vote: the weighted share of
+        those above one half, an abstention being half a vote.
+    """
+    names = [m.name if m.seat == "judge" else f"{m.name}@{m.seat}" for m in members]
+    reasons = [f"{name}: {o.reason}" for name, o in zip(names, opinions, strict=True) if o.reason]
+    score = None
+    if all(opinion.score is not None for opinion in opinions):
+        scores = np.array([opinion.score for opinion in opinions])
+        score = float(_HOW[how](scores, np.array([member.weight for member in members])))
+    return Opinion(
+        score,
+        reasons[0] if score is None else "",
+        {name: opinion.score for name, opinion in zip(names, opinions, strict=True)},
+        rationales=tuple(text for opinion in opinions for text in opinion.rationales),
+        spent=total(opinion.spent for opinion in opinions),
+    )
+
+
+_HOW: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "mean": lambda scores, weights: np.average(scores, weights=weights),
+    "min": lambda scores, weights: scores[weights > 0].min(),
+    "vote": lambda scores, weights: np.average((np.sign(scores - 0.5) + 1) / 2, weights=weights),
+}
