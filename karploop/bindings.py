@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from karploop.config import TrainConfig
 from karploop.curriculum import following, window
@@ -24,6 +25,7 @@ from karploop.manifest import digest
 from karploop.models.checkpoint import IMPORTING
 from karploop.models.weights import take_in
 from karploop.oversight.evaluate import EVALS_FILE, evaluate
+from karploop.oversight.fitness import FITNESS_FILE, Fitness, fitness
 from karploop.oversight.watch import WATCH_FILE, watch
 from karploop.records import EXAMPLES_FILE, SELECTION_FILE, Samples, Selection
 from karploop.roles.in_loop import LoopRoles
@@ -34,6 +36,7 @@ from karploop.stages import Artifact, Rng, Stages
 from karploop.training.train import train
 
 BASE = -1  # the round before the first
+_ROLES = (LoopRoles.__module__, MeshRole.__module__, RemoteRole.__module__)
 
 
 @dataclass
@@ -208,28 +211,69 @@ class Bindings:
         )
 
     def _judge_by_model(self, index, samples, history) -> Artifact:
-        judge, roles = self.m.judge, self.m.roles
-        settings = {"judge": judge.name, "ranking": self.config.judge.ranking} | judge.settings
-        settings |= {"seed": self.config.seed, "roles": roles.identity(), "files": judge.files}
-        inputs = roles.inputs(history)
+        settings, asked = self._asked_judge()
+        inputs = self.m.roles.inputs(history)
         decides = digest([settings, [inputs[name].content for name in sorted(inputs)]])
-        load = functools.partial(roles.load, self.m.weights, self.m.weights.mesh)
         return self._run(
             "judge",
-            functools.partial(
-                judge_by_model,
-                judge=judge,
-                name=f"{judge.name}-{decides[:8]}",
-                load=load,
-                ranking=self.config.judge.ranking,
-                seed=self.config.seed,
-            ),
+            functools.partial(judge_by_model, name=f"{self.m.judge.name}-{decides[:8]}", **asked),
             config=settings,
             inputs=_inputs(samples) | inputs,
             rng=self._rng(index),
             keyed=False,
-            more=(LoopRoles.__module__, MeshRole.__module__, RemoteRole.__module__),
+            more=_ROLES,
         )
+
+    def _asked_judge(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What decides a model's verdicts but for the loop's own weights; how it is called."""
+        judge, roles, ranking = self.m.judge, self.m.roles, self.config.judge.ranking
+        settings = {"judge": judge.name, "ranking": ranking} | judge.settings
+        settings |= {"seed": self.config.seed, "roles": roles.identity(), "files": judge.files}
+        load = functools.partial(roles.load, self.m.weights, self.m.weights.mesh)
+        return settings, dict(judge=judge, load=load, ranking=ranking, seed=self.config.seed)
+
+    def fitness(self, index: int, history: list[Artifact]) -> tuple[dict[str, Artifact], str]:
+        """What judge and policy make of labelled problems, where a model judges and there are any;
+        and why the loop ends for it, if it does. Of the members, only the first is asked.
+        """
+        config, task = self.config.judge, self.m.task
+        if not self.m.judge or config.fitness == "off":
+            return {}, ""
+        labelled = self.seed.table(EXAMPLES_FILE).num_rows - len(self.m.policy.prompting.shown)
+        if labelled < 2 or not (task.answered and task.verifiable):
+            if index == 0:
+                self.stages.progress.say(
+                    "nobody knows how good the judge is: there are no labelled problems "
+                    "('config.task.seed_problems') but those that are shown as examples"
+                )
+            return {}, ""
+        settings, asked = self._asked_judge()
+        answered = {"problems": config.fitness_problems}
+        answered |= {"temperature": self.config.generate.temperature, "task": self.where["name"]}
+        found = self._run(
+            "fitness",
+            functools.partial(
+                fitness,
+                sampler=self.m.sampler,
+                weights=self.m.weights,
+                prompting=self.m.policy.prompting,
+                limit=self.limit,
+                task=task,
+                count=config.fitness_problems,
+                temperature=self.config.generate.temperature,
+                batch=self.config.generate.batch,
+                **asked,
+            ),
+            config={"asked": settings} | self.asked | answered,
+            inputs=self.m.roles.inputs(history) | {"seed": self.seed, "params": history[-1]},
+            rng=self._rng(index),
+            more=_ROLES,
+        )
+        objection = read_fitness(found).objection
+        if objection:
+            objection = f"round {index}: {objection}"
+            self.stages.progress.say(objection)
+        return {"fitness": found}, objection if config.fitness == "stop" else ""
 
     def filter(self, index: int, samples: dict[int, Artifact], verdicts) -> Artifact:
         config = self.config.filter
@@ -325,13 +369,19 @@ class Bindings:
             keyed=False,
         )
         metrics = {}
-        if index != BASE:
-            metrics = json.loads(done["watch"].path(WATCH_FILE).read_text())
+        if "fitness" in done:
+            metrics = read_fitness(done["fitness"]).metrics()
+        if "watch" in done:
+            metrics |= json.loads(done["watch"].path(WATCH_FILE).read_text())
             overlaps = json.loads(done["prompts"].path(OVERLAPS_FILE).read_text())
             metrics |= {f"overlap/{kind}": float(count) for kind, count in overlaps.items()}
         evals = json.loads(evaluated.path(EVALS_FILE).read_text())
         shared = {"seed": self.seed, "held_out": self.held_out} if index == BASE else {}
         return Round(index, shared | done | {"evaluate": evaluated}, evals, metrics, stopped)
+
+
+def read_fitness(artifact: Artifact) -> Fitness:
+    return Fitness(**json.loads(artifact.path(FITNESS_FILE).read_text()))
 
 
 def by_member(stage: str, artifacts: dict[int, Artifact]) -> dict[str, Artifact]:

@@ -244,6 +244,10 @@ class JudgeConfig:
     clamp: float = option(0.4, low=0.0, high=0.5)  # constitution, after reasons: least preference
     max_new_tokens: int = option(256, low=1)  # of reasons and arguments
     batch: int = option(8, low=1)  # prompts on the device at a time
+    # Each round, on labelled problems: a judge that is no better than chance, or right less often
+    # than the policy, is not measured, said to be so, or ends the loop.
+    fitness: str = option("warn", choices=("off", "warn", "stop"))
+    fitness_problems: int = option(32, low=1)  # at most
 
 
 @dataclass(frozen=True)

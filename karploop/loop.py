@@ -39,11 +39,15 @@ def run(
     kept: list[Artifact] = []
     newest = curriculum.first(config)
     for index in range(config.rounds):
+        done, unfit = loop.fitness(index, history)
+        if unfit:
+            after_round(loop.finish(index, done, params[0], base[0], unfit))
+            break
         prompts = loop.prompts(index, newest)
         samples = {m: loop.generate(index, m, prompts, params[m]) for m in params}
         verdicts = loop.judge(index, samples, history)
         selection = loop.filter(index, samples, verdicts)
-        done = {"prompts": prompts, "filter": selection} | by_member("generate", samples)
+        done |= {"prompts": prompts, "filter": selection} | by_member("generate", samples)
         if verdicts:
             done["judge"] = verdicts
         done["watch"] = loop.watch(index, samples, selection)

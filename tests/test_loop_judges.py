@@ -21,6 +21,7 @@ from karploop import launch  # noqa: E402
 from karploop.config import resolve  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
 from karploop.machinery import Machinery, prepare  # noqa: E402
+from karploop.oversight.fitness import measured  # noqa: E402
 from karploop.records import SELECTION_FILE, VERDICTS_FILE, Opinions, Selection  # noqa: E402
 from karploop.roles.on_mesh import MeshRole  # noqa: E402
 from karploop.store import Store  # noqa: E402
@@ -44,6 +45,7 @@ JUDGED = {
     "prompt__max_new_tokens": 40,
     "train__row_length": 128,
     "generate__samples": 8,
+    "task__seed_problems": 12,
 }
 
 
@@ -127,6 +129,36 @@ def test_the_policys_buffers_are_the_judges(model, task):
         machinery.weights, machinery.weights.mesh, machinery.roles.inputs([artifact])
     )
     assert roles["judge"].params is marks and roles["judge"].weights is machinery.weights
+
+
+def test_the_judge_is_measured_beside_the_policy_before_it_is_used(rewarding, model, task):
+    """A random model tells nothing from nothing; a run may end for it before it has sampled."""
+    workdir, summary, _ = rewarding
+    for done in summary["rounds"][1:]:
+        metrics = done["metrics"]
+        assert metrics["fitness/policy"] == 0 and 0 <= metrics["fitness/judge"] <= 1
+        assert metrics["fitness/coverage"] == 1
+    stopped = start(workdir, "stopped", model, task, judge__fitness="stop")
+    base, first = stopped["rounds"]
+    assert "which may be chance" in first["stopped"] and set(first["stages"]) == {
+        "fitness", "evaluate",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "right, pairs, objection",
+    [
+        ([True] * 6 + [False] * 14, [(1.0, 0.0)] * 20, ""),
+        ([True] * 19 + [False], [(1.0, 0.0)] * 18 + [(0.0, 1.0)] * 2, "and the policy in 95%"),
+        ([False] * 20, [(1.0, 0.0)] * 11 + [(0.0, 1.0)] * 9, "in 55% of 20 cases, which may be"),
+        ([False] * 20, [(0.5, 0.5)] * 20, "in 50% of 20 cases"),
+        ([False] * 20, [(None, 0.5)] * 20, "no verdict on any of 20"),
+        ([False] * 20, [(None, 0.5)] * 10 + [(0.9, 0.1)] * 10, ""),
+    ],
+)
+def test_a_judge_is_fit_above_chance_and_not_below_the_policy(right, pairs, objection):
+    found = measured(right, pairs)
+    assert objection in found.objection and bool(objection) == bool(found.objection)
 
 
 @pytest.mark.parametrize("weights, second", [("base", "base"), ("round:0", "round 0")])

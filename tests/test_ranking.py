@@ -256,7 +256,7 @@ def test_a_ranking_does_not_depend_on_other_groups():
         assert [o.score for o in again] == [o.score for o in opinions]
 
 
-# -- people, and several judges ---------------------------------------------------------------------
+# -- people, and several judges --------------------------------------------------------------------
 
 
 def review(folder, rows):
