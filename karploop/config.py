@@ -366,6 +366,22 @@ class JudgingConfig:
     dtype: str = option("float32", choices=("float32", "bfloat16"))
 
 
+@dataclass(frozen=True)
+class RewardConfig:
+    """A reward model from the comparisons of a file."""
+
+    seed: int = option(0, low=0, high=2**31 - 1)  # another one holds out other prompts
+    roles: dict[str, RoleConfig] = dataclasses.field(default_factory=dict)  # `base`, a checkpoint
+    held_out: float = option(0.1, low=0.0, high=0.9)  # share of the prompts, never trained on
+    # What counts the same: each prompt, however many comparisons it has, or each comparison.
+    equal: str = option("prompts", choices=("prompts", "comparisons"))
+    centring: float = option(0.01, low=0.0)  # of (chosen + rejected)², which holds rewards near 0
+    l2: float = option(1.0, low=0.0)  # 1: by the prior, rewards have a standard deviation of 1
+    steps: int = option(500, low=1)  # of gradient descent on the head
+    batch: int = option(8, low=1)  # replies on the device at a time
+    dtype: str = option("float32", choices=("float32", "bfloat16"))
+
+
 # Keys that never change a result: a run may go on with other values of these.
 RESULT_FREE = ("mesh", "retention", "rounds")
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 from karploop.catalogue import TRAINED, Catalogue, Name, Run, read_catalogue
 from karploop.config import resolve
 from karploop.errors import UserError
+from karploop.files import whole_folder
 from karploop.mesh import make_mesh
 from karploop.models.checkpoint import load_params, save_checkpoint
 from karploop.models.peft import save_peft
@@ -74,7 +70,7 @@ def export(
     mesh = make_mesh(config.mesh)
     source_of = functools.partial(load_params, role.checkpoint)
     weights = Weights(role.config, role.vocabulary, mesh, source_of)
-    with _whole_folder(target) as folder:
+    with whole_folder(target) as folder:
         if adapter:
             trained, lora = weights.read_adapter(artifact)
             save_peft(folder, trained, lora, weights, base=config.policy.path)
@@ -160,19 +156,3 @@ def _check_unchanged(artifact: Artifact, role: LocalModel) -> dict[str, str]:
 def _read(store: Store, run: str, name: str) -> dict[str, Any]:
     path = store.root / "runs" / run / name
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-@contextlib.contextmanager
-def _whole_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder that becomes `target` when the block ends well, and vanishes when it does not."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"cannot write '{target}': {error}") from error
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp's is closed to others
-        os.replace(scratch, target)  # an empty folder gives way
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

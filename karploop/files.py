@@ -132,6 +132,26 @@ def probe(directory: epath.PathLike) -> None:
         pass
 
 
+@contextlib.contextmanager
+def whole_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises:
+      UserError: nothing can be written beside `target`.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"cannot write '{target}': {error}") from error
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp's is closed to others
+        os.replace(scratch, target)  # an empty folder gives way
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def fsync_directory(path: epath.PathLike) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -11,10 +11,11 @@ from small_models import save_llama
 from small_tokenizers import CHATML
 
 from karploop import cli, config, launch
-from karploop.config import ChainConfig, Config, JudgingConfig, resolve
+from karploop.config import ChainConfig, Config, JudgingConfig, RewardConfig, resolve
 from karploop.errors import UserError
 from karploop.offline_chain import run_file
 from karploop.offline_judge import run_file as judge_file
+from karploop.offline_reward import run_file as reward_file
 from karploop.reporting.progress import Progress
 from karploop.schema import lay
 
@@ -97,7 +98,11 @@ def test_overrides_are_taken_out_of_the_command_line_in_every_spelling():
 CONFIGS = {"addition": "tiny", "reversal": "", "checkpoint": "chat", "gemma3_270m": ""}
 
 
-FOR_FILES = {"chain": (ChainConfig(), "debate"), "judge": (JudgingConfig(), "pairwise")}
+FOR_FILES = {
+    "chain": (ChainConfig(), "debate"),
+    "judge": (JudgingConfig(), "pairwise"),
+    "reward": (RewardConfig(), "uncentred"),
+}
 
 
 def test_every_shipped_config_is_tested():
@@ -165,6 +170,13 @@ def _run_judges(model, folder) -> None:
         judge_file(judging, str(source), str(folder / f"{name}.jsonl"), Progress(quiet=True))
 
 
+def _train_reward(model, folder) -> None:
+    source = folder / "comparisons.jsonl"
+    source.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    settings = lay(RewardConfig(), {"held_out": 0.0}, {"roles.base.path": model})
+    reward_file(settings, str(source), str(folder / "reward"), Progress(quiet=True))
+
+
 def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     """Dead keys make a run look like what it is not. Runs every branch that reads a key."""
     reads: set[tuple[str, str]] = set()
@@ -203,6 +215,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     )
     _run_chains(serve(), tmp_path)
     _run_judges(published["roles.policy.path"], tmp_path)
+    _train_reward(published["roles.policy.path"], tmp_path)
     every = {
         (cls.__name__, field.name)
         for cls in vars(config).values()

@@ -25,7 +25,7 @@ LAYERS = [
     {"data", "models"},
     {"sampling", "judging", "filtering", "training"},
     {"oversight", "catalogue", "roles"},
-    {"offline", "offline_remote", "offline_chain", "offline_judge"},
+    {"offline", "offline_remote", "offline_chain", "offline_judge", "offline_reward"},
     {"lineage", "retention", "export"},
     {"policy"},
     {"machinery"},

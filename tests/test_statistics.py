@@ -13,6 +13,7 @@ from karploop.reporting.statistics import (
     compare_paired,
     mean_interval,
     paired_t_test,
+    share_interval,
     sign_flip_test,
 )
 
@@ -99,3 +100,35 @@ def test_sign_flips_only_where_exact_and_meaningful(n):
 @pytest.mark.parametrize("differences", [[0.1], [0.0, 0.0], [0.3 - 0.2, 0.2 - 0.1]])
 def test_t_test_is_undefined_without_spread(differences):
     assert paired_t_test(differences) is None
+
+
+def test_interval_of_a_share_by_hand():
+    """Wilson's, but for one degree of freedom that the clusters take."""
+    estimate = share_interval([1.0] * 8 + [0.0] * 2, range(10))
+    n, p, z2 = 9, 0.8, stats.norm.ppf(0.975) ** 2
+    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    assert (estimate.n, estimate.mean) == (10, 0.8)
+    assert estimate.low == pytest.approx(middle - half)
+    assert estimate.high == pytest.approx(middle + half)
+
+
+def test_interval_of_a_share_without_a_miss_has_width():
+    sure = share_interval([1.0] * 10, range(10))
+    assert sure.high == 1.0 and sure.low == pytest.approx(0.7225, abs=1e-4)  # 10 / (10 + z²)
+    together = share_interval([1.0] * 10, [0] * 10)
+    assert together.low == pytest.approx(1 / (1 + 1.959964**2), abs=1e-6), "as of one value"
+    assert share_interval([], []) == Estimate(0, None, None, None)
+
+
+def test_interval_of_a_share_covers_what_goes_together():
+    """Groups of five that are right or wrong together: 95% of the intervals hold the truth."""
+    rng, groups = np.random.default_rng(0), np.repeat(range(40), 5).tolist()
+    covered, naive = 0, 0
+    for _ in range(400):
+        right = np.repeat(rng.random(40) < 0.7, 5).astype(float).tolist()
+        estimate = share_interval(right, groups)
+        covered += estimate.low <= 0.7 <= estimate.high
+        estimate = share_interval(right, range(200))
+        naive += estimate.low <= 0.7 <= estimate.high
+    assert 0.92 < covered / 400 < 0.98 and naive / 400 < 0.8

@@ -52,6 +52,36 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     return Estimate(n, mean, mean - half, mean + half)
 
 
+def share_interval(
+    right: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95
+) -> Estimate:
+    """A share, such as an accuracy, with Wilson's interval, which holds up near 0 and 1 as well.
+
+    Values of one group go together: where these agree, there are fewer independent ones than values
+    (the design effect of a sample of clusters), and the interval is wider.
+
+    Args:
+      right: 0 to 1 each, such as 1 for right and 0.5 for half of it.
+      groups: what each belongs to, such as its prompt.
+    """
+    n = len(right)
+    if n == 0:
+        return Estimate(0, None, None, None)
+    right_N = np.asarray(right, np.float64)
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    share, count = float(right_N.mean()), len(places)
+    sums_G = np.bincount([places[group] for group in groups], right_N - share)
+    variance = float(np.sum(sums_G**2)) / n**2 * count / max(count - 1, 1)  # of the share
+    # All right or all wrong: how far values go together does not show, and counts at its most.
+    effective = share * (1 - share) / variance if variance else count
+    effective = min(max(effective, 1.0), n)
+    z2 = float(special.ndtri((1 + confidence) / 2)) ** 2
+    middle = (share + z2 / (2 * effective)) / (1 + z2 / effective)
+    spread = share * (1 - share) / effective + z2 / (4 * effective**2)
+    half = math.sqrt(z2 * spread) / (1 + z2 / effective)
+    return Estimate(n, share, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
 def compare_paired(
     arm: Mapping[Hashable, float], baseline: Mapping[Hashable, float], confidence: float = 0.95
 ) -> Comparison:

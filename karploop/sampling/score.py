@@ -1,4 +1,4 @@
-"""Log-probabilities of given continuations."""
+"""Log-probabilities of given continuations, and what a model makes of given texts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,33 @@ import jax.numpy as jnp
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
 from karploop.sampling.prefix import prefill, read_prefix, see_prefix
+
+
+def hidden(
+    model: Decoder,
+    params,
+    tokens_BxL: jax.Array,
+    lengths_B: jax.Array,
+    prefix_L: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Hidden states after the last norm, hidden_BxLxE, and which of them are of tokens, real_BxL.
+
+    Arguments as of `score`.
+    """
+    rows, length = tokens_BxL.shape
+    columns_1xL = jnp.arange(length)[None]
+    real_BxL = columns_1xL < lengths_B[:, None]
+    mask_BxLxS = packed_mask(real_BxL.astype(jnp.int32))
+    prefix_length, cache = 0, None
+    if prefix_L is not None:
+        prefix_length = len(prefix_L)
+        cache = read_prefix(model, params, prefix_L, rows, length)
+        mask_BxLxS = see_prefix(mask_BxLxS, real_BxL, prefix_length)
+    positions_BxL = jnp.broadcast_to(prefix_length + columns_1xL, tokens_BxL.shape)
+    hidden_BxLxE, _ = model.apply(
+        params, tokens_BxL, mask_BxLxS, positions_BxL, cache, prefix_length
+    )
+    return hidden_BxLxE, real_BxL
 
 
 def score(
@@ -28,24 +55,29 @@ def score(
 
     The first token of a row is not scored: its entry is 0.
     """
-    rows, length = tokens_BxL.shape
-    columns_1xL = jnp.arange(length)[None]
-    real_BxL = columns_1xL < lengths_B[:, None]
-    mask_BxLxS = packed_mask(real_BxL.astype(jnp.int32))
-    prefix_length, cache = 0, None
-    if prefix_L is not None:
-        prefix_length = len(prefix_L)
-        cache = read_prefix(model, params, prefix_L, rows, length)
-        mask_BxLxS = see_prefix(mask_BxLxS, real_BxL, prefix_length)
-    positions_BxL = jnp.broadcast_to(prefix_length + columns_1xL, tokens_BxL.shape)
-    hidden_BxLxE, _ = model.apply(
-        params, tokens_BxL, mask_BxLxS, positions_BxL, cache, prefix_length
-    )
+    hidden_BxLxE, real_BxL = hidden(model, params, tokens_BxL, lengths_B, prefix_L)
+    columns_1xL = jnp.arange(tokens_BxL.shape[1])[None]
     wanted_BxL = (columns_1xL >= starts_B[:, None]) & real_BxL
     taken_BxL, _ = token_logprobs(
         model, params, hidden_BxLxE[:, :-1], tokens_BxL[:, 1:], wanted_BxL[:, 1:]
     )
     return jnp.pad(taken_BxL, ((0, 0), (1, 0)))
+
+
+def last_hidden(
+    model: Decoder,
+    params,
+    tokens_BxL: jax.Array,
+    lengths_B: jax.Array,
+    prefix_L: jax.Array | None = None,
+) -> jax.Array:
+    """The hidden state after the last norm at each row's last token, hidden_BxE in float32.
+
+    It has read the whole row. Arguments as of `score`.
+    """
+    hidden_BxLxE, _ = hidden(model, params, tokens_BxL, lengths_B, prefix_L)
+    last_Bx1x1 = (lengths_B - 1)[:, None, None]
+    return jnp.take_along_axis(hidden_BxLxE, last_Bx1x1, axis=1)[:, 0].astype(jnp.float32)
 
 
 def score_next(
