@@ -22,13 +22,15 @@ from karploop.chains.definition import Ask, Chain
 from karploop.chains.parsing import after, json_object, one_of
 from karploop.chains.rendering import SHIPPED, load_templates
 from karploop.chains.run import Run, Runner, Settings
-from karploop.config import ChainConfig, ChainOptions
+from karploop.config import ChainConfig, ChainOptions, MeshConfig, RoleConfig
 from karploop.endpoints.calls import Failure, Reply, seed_of
 from karploop.errors import RunFailed, UserError
+from karploop.mesh import make_mesh
 from karploop.reporting.progress import Progress
 from karploop.rng import folded
+from karploop.roles.bind import Bound
 from karploop.roles.remote import RemoteRole
-from karploop.sampling.sampler import Sampler
+from karploop.sampling.sampler import Completion, Sampler
 from karploop.schema import lay
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -273,6 +275,21 @@ def test_rows_go_through_a_step_together(folder, model, monkeypatch):
     assert len(calls) == 3 * 4 and sum(calls) == 480
 
 
+def test_a_role_on_the_mesh_draws_by_the_steps_seed_and_the_rows_id(tmp_path, model, monkeypatch):
+    drawn = []
+
+    def noted(self, params, prompts, ids, key, **_):
+        drawn.extend((*jax.random.key_data(key).tolist(), i) for i in ids)
+        return [[Completion("a", [1], [0.0], 0.0, True)]] * len(prompts)
+
+    monkeypatch.setattr(Sampler, "complete", noted)
+    bound = Bound(["policy"], {"policy": RoleConfig(path=str(model))}, tmp_path / "r", "j")
+    role = bound.load(make_mesh(MeshConfig()), 8)["policy"]
+    for seed in ((0, 1), (0, 2), (1, 1)):
+        role.complete(["same"] * 20, range(20), asking.How(seed=seed, max_new_tokens=4))
+    assert len(set(drawn)) == len(drawn) == 60
+
+
 def test_roles_bound_to_one_model_share_its_buffers(folder, model, monkeypatch):
     made = {}
     monkeypatch.setattr(Runner, "__init__", lambda self, c, roles, s, t: made.update(roles))
@@ -383,6 +400,7 @@ def test_a_role_behind_an_address_asks_at_once_and_keeps_every_answers_place():
     prompts = [f"p{i}" for i in range(5)]
     said = role.complete(prompts, range(5), asking.How(seed=(0,), max_new_tokens=4))
     assert [len(calls) for calls in asked] == [5]
+    assert len({call.seed for call in asked[0]}) == 5
     assert [one.text for one in said] == ["to p0", "to p1", None, "to p3", "to p4"]
     assert [one.error for one in said] == ["", "", "lost", "", ""]
 

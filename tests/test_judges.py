@@ -344,6 +344,36 @@ def test_a_files_winners_follow_quality_and_not_place(model, tmp_path, monkeypat
     assert found[5]["score"] == pytest.approx(1 - found[6]["score"])
 
 
+def test_an_interrupted_file_goes_on_with_the_verdicts_that_it_would_have_had(
+    model, tmp_path, monkeypatch
+):
+    """No row is judged twice or passed over, and each by the principles drawn for its place."""
+    rows = [{"id": i, "prompt": "q", "completions": [f"a{i}", "b"]} for i in range(7)]
+    source, left = write(tmp_path, rows), [math.inf]
+
+    class Dying(Reader):
+        def score(self, prompts, options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return super().score(prompts, options)
+
+    role = Dying(lambda prompt, options: [0.1 + len(prompt) % 7 / 10, 0.2])
+    monkeypatch.setattr(Bound, "load", lambda self, mesh, batch: {"judge": role})
+    given = {"roles.judge.path": str(model), "judge": "constitution", "rows": "2"}
+    config = lay(JudgingConfig(), {}, given | {"principles": "2"})
+    run_file(config, source, str(tmp_path / "whole.jsonl"), QUIET)
+    asked = len(role.prompts)
+    left[0] = 2
+    with pytest.raises(KeyboardInterrupt):
+        run_file(config, source, str(tmp_path / "parts.jsonl"), QUIET)
+    assert not (tmp_path / "parts.jsonl").exists()
+    left[0] = math.inf
+    run_file(config, source, str(tmp_path / "parts.jsonl"), QUIET)
+    assert (tmp_path / "parts.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert len(role.prompts) == 2 * asked
+
+
 @pytest.mark.parametrize("judge", ["rubric", "pairwise", "constitution"])
 def test_verdicts_of_the_command_can_be_calibrated(model, tmp_path, judge):
     source, target = write(tmp_path, ROWS), tmp_path / "out.jsonl"
