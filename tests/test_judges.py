@@ -360,9 +360,9 @@ def test_an_interrupted_file_goes_on_with_the_verdicts_that_it_would_have_had(
 
     role = Dying(lambda prompt, options: [0.1 + len(prompt) % 7 / 10, 0.2])
     monkeypatch.setattr(Bound, "load", lambda self, mesh, batch: {"judge": role})
-    given = {"roles.judge.path": str(model), "judge": "constitution", "rows": "2"}
-    config = lay(JudgingConfig(), {}, given | {"principles": "2"})
-    run_file(config, source, str(tmp_path / "whole.jsonl"), QUIET)
+    given = {"roles.judge.path": str(model), "judge": "constitution", "principles": "2"}
+    config = lay(JudgingConfig(), {"rows": 2}, given)
+    run_file(lay(JudgingConfig(), {}, given), source, str(tmp_path / "whole.jsonl"), QUIET)
     asked = len(role.prompts)
     left[0] = 2
     with pytest.raises(KeyboardInterrupt):
