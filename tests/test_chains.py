@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 from endpoint_server import KEY
 from small_models import save_llama
@@ -21,10 +22,15 @@ from karploop.chains.definition import Ask, Chain
 from karploop.chains.parsing import after, json_object, one_of
 from karploop.chains.rendering import SHIPPED, load_templates
 from karploop.chains.run import Run, Runner, Settings
-from karploop.config import ChainConfig, ChainOptions
+from karploop.config import ChainConfig, ChainOptions, MeshConfig, RoleConfig
+from karploop.endpoints.calls import Failure, Reply, seed_of
 from karploop.errors import RunFailed, UserError
+from karploop.mesh import make_mesh
 from karploop.reporting.progress import Progress
-from karploop.sampling.sampler import Sampler
+from karploop.rng import folded
+from karploop.roles.bind import Bound
+from karploop.roles.remote import RemoteRole
+from karploop.sampling.sampler import Completion, Sampler
 from karploop.schema import lay
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -269,6 +275,21 @@ def test_rows_go_through_a_step_together(folder, model, monkeypatch):
     assert len(calls) == 3 * 4 and sum(calls) == 480
 
 
+def test_a_role_on_the_mesh_draws_by_the_steps_seed_and_the_rows_id(tmp_path, model, monkeypatch):
+    drawn = []
+
+    def noted(self, params, prompts, ids, key, **_):
+        drawn.extend((*jax.random.key_data(key).tolist(), i) for i in ids)
+        return [[Completion("a", [1], [0.0], 0.0, True)]] * len(prompts)
+
+    monkeypatch.setattr(Sampler, "complete", noted)
+    bound = Bound(["policy"], {"policy": RoleConfig(path=str(model))}, tmp_path / "r", "j")
+    role = bound.load(make_mesh(MeshConfig()), 8)["policy"]
+    for seed in ((0, 1), (0, 2), (1, 1)):
+        role.complete(["same"] * 20, range(20), asking.How(seed=seed, max_new_tokens=4))
+    assert len(set(drawn)) == len(drawn) == 60
+
+
 def test_roles_bound_to_one_model_share_its_buffers(folder, model, monkeypatch):
     made = {}
     monkeypatch.setattr(Runner, "__init__", lambda self, c, roles, s, t: made.update(roles))
@@ -335,6 +356,72 @@ class Echo:
 
     def complete(self, prompts, ids, how):
         return [asking.Said(prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("chain", ["critique_revise", "debate", "draft_judge_revise"])
+def test_no_two_calls_of_a_chain_share_their_noise(chain):
+    """Each row, step and turn draws its own, also where the same thing is asked once more."""
+
+    def drawn(seed: int) -> list[tuple[int, ...]]:
+        words = []
+
+        class Noting:
+            def complete(self, prompts, ids, how):
+                words.extend((*how.seed, i) for i in ids)
+                return [asking.Said("FAIL") for _ in prompts]
+
+        made = library.CHAINS[chain](ChainOptions(passes=3, turns=3, attempts=3, precommit=True))
+        templates = load_templates(ask.template for ask in made.asks() if ask.template)
+        rows = [Run(i, "same", {"prompt": "same"}) for i in range(4)]
+        roles = {ask.role: Noting() for ask in made.asks()}
+        Runner(made, roles, Settings(seed=seed), templates).run(rows)
+        return words
+
+    found = drawn(0) + drawn(1)
+    assert len(found) >= 2 * 4 * 6
+    assert len(set(found)) == len({seed_of(*words) for words in found}) == len(found)
+    on_device = {tuple(jax.random.key_data(folded(words)).tolist()) for words in found}
+    assert len(on_device) == len(found)
+
+
+def test_a_role_behind_an_address_asks_at_once_and_keeps_every_answers_place():
+    """Whatever order answers come in, and whichever fails: its row says so, the others stay."""
+    asked = []
+
+    class Client:
+        def complete(self, calls):
+            asked.append(calls)
+            for place in (3, 0, 4, 2, 1):
+                prompt = calls[place].prompt
+                reply = Reply(f"to {prompt}", True, 1, 1, 0.0, 0.0, 1)
+                yield place, Failure("lost") if place == 2 else reply
+
+    role = RemoteRole(Client(), chat=False)
+    prompts = [f"p{i}" for i in range(5)]
+    said = role.complete(prompts, range(5), asking.How(seed=(0,), max_new_tokens=4))
+    assert [len(calls) for calls in asked] == [5]
+    assert len({call.seed for call in asked[0]}) == 5
+    assert [one.text for one in said] == ["to p0", "to p1", None, "to p3", "to p4"]
+    assert [one.error for one in said] == ["", "", "lost", "", ""]
+
+
+def test_an_unreadable_judge_upholds_nothing_and_lets_nothing_pass():
+    """What names both verdicts, or neither, is no verdict: null, and no coin is thrown."""
+
+    class Unsure(Echo):
+        def complete(self, prompts, ids, how):
+            texts = ["RIGHT or WRONG, PASS or FAIL", "", "hm", "rightly passing"]
+            return [asking.Said(texts[i]) for i in ids]
+
+    for chain, output in (("debate", None), ("draft_judge_revise", None)):
+        made = library.CHAINS[chain](ChainOptions())
+        templates = load_templates(ask.template for ask in made.asks() if ask.template)
+        rows = [Run(i, "q", {"prompt": "q"}) for i in range(4)]
+        roles = {ask.role: Echo() for ask in made.asks()} | {"judge": Unsure()}
+        Runner(made, roles, Settings(), templates).run(rows)
+        found = [row.variables["output"] for row in rows]
+        assert [f["upheld"] if chain == "debate" else f for f in found] == [output] * 4
+        assert not any(row.error for row in rows)
 
 
 def test_templates_render_data_and_never_run_it(tmp_path):

@@ -106,6 +106,27 @@ def test_replies_are_kept_and_asked_for_once(serve, ledger):
     assert sum(server.stats()["answered"].values()) == 40, "the key is the whole request"
 
 
+@pytest.mark.parametrize("longest", [{}, {"max_tokens": 50}, {"max_completion_tokens": 50}])
+def test_the_forecast_is_what_the_job_may_cost(ledger, longest):
+    """Before anything is asked, of calls that were not answered yet, as the requests will be."""
+    extra = longest | ({"max_tokens": None} if "max_completion_tokens" in longest else {})
+    out = 50 if longest else 5
+    endpoint = Endpoint(
+        "m", "http://localhost/v1", input_price=2000.0, output_price=3000.0, extra=extra
+    )
+    asked = [Call("x" * 400, max_tokens=5, seed=i) for i in range(30)]
+    client = Client(endpoint, ledger)
+    cost = (30 * 100 * 2000 + 30 * out * 3000) / 1e6
+    said = client.forecast(asked)
+    assert said.startswith(f"30 calls, about 3,000 tokens in, at most {30 * out:,} out")
+    assert said.endswith(f"about ${cost:.2f} at most")
+    for call in asked[:20]:
+        ledger.keep(call.identity(endpoint), Reply("y", True, 100, out, 0.0, 0.1, 1))
+    said = client.forecast(asked)
+    assert said.startswith(f"10 calls, about 1,000 tokens in, at most {10 * out:,} out")
+    assert "(20 more are answered already)" in said and f"${cost / 3:.2f}" in said
+
+
 def test_a_row_that_is_refused_is_a_failure_with_its_reason(serve, ledger):
     server = serve()
     asked = calls(6)

@@ -1,8 +1,11 @@
 """Filters and judges on hand-made samples: what is kept, why, and what they never see."""
 
 import inspect
+import io
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,6 +138,23 @@ def test_verifier_filter_keeps_what_is_right_and_never_a_missing_verdict():
     selection = apply("verifier", rows, verdicts)
     assert selection.kept_S.tolist() == [True, False, False]
     assert selection.reasons == ["right by the verifier", "wrong by the verifier", "no verdict"]
+
+
+@pytest.mark.parametrize("name", ["vote", "verifier"])
+def test_a_missing_verdict_is_missing_through_its_file_and_moves_no_row(name):
+    """Not a 0, which is what a wrong answer has; the rows around it keep their own."""
+    rows = [(i, 0, f"{i}2", True) for i in range(5)]
+    verdicts = Verdicts(scores=[1.0, None, 0.0, 1.0, None], reasons=["", "lost", "", "", "lost"])
+    stored = io.BytesIO()
+    pq.write_table(verdicts.to_table(), stored)
+    read = Verdicts.from_table(pq.read_table(pa.BufferReader(stored.getvalue())))
+    assert read == verdicts
+    assert np.isnan(read.score_S).tolist() == [False, True, False, False, True]
+    selection = apply(name, rows, read, agreement=0.0)
+    assert [reason == "no verdict" for reason in selection.reasons] == [
+        r == "lost" for r in read.reasons
+    ]
+    assert selection.kept_S[[0, 3]].all() and not selection.kept_S[[1, 4]].any()
 
 
 def test_only_the_filter_named_verifier_asks_for_gold():

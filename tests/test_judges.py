@@ -128,12 +128,75 @@ def test_both_orders_remove_position_bias(bias):
     assert len(role.prompts) == 2 * len(pairs), "always both orders"
 
 
-def test_a_pair_read_in_one_order_alone_has_no_verdict():
-    """Neither a guess nor half of an opinion."""
-    role = Reader(lambda prompt, options: None if "Reply A: two" in prompt else [0.9, 0.1])
+@pytest.mark.parametrize(
+    "lost, found", [("Reply A: one", (None, 0.1)), ("Reply A: two", (0.9, None))]
+)
+def test_a_pair_read_in_one_order_alone_has_no_verdict(lost, found):
+    """Neither a guess nor half of an opinion; and what was read is not turned into another."""
+    role = Reader(lambda prompt, options: None if lost in prompt else [0.9, 0.1])
     (opinion,) = pairwise([("q", "one", "two")], role, TEMPLATE["pairwise.jinja"])
     assert opinion.score is None and opinion.winner is None and opinion.reason == "unreadable"
-    assert opinion.forward == pytest.approx(0.9) and opinion.backward is None
+    assert (opinion.forward, opinion.backward) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("bias", [0.0, 3.0, -3.0])
+def test_who_cannot_choose_labels_no_pair(bias):
+    """Also where the judge names one reply the better in one order and the worse in the other."""
+    role = Reader(lambda prompt, options: better(prompt, bias, {"this": 0.0, "that": 0.0}))
+    pairs = [("q", "this", "that"), ("q", "that", "this"), ("q", "this", "this")]
+    for opinion in pairwise(pairs, role, TEMPLATE["pairwise.jinja"]):
+        assert opinion.winner == "tie" and opinion.score == pytest.approx(0.5)
+
+
+def ask(judge: str, role, rows: list[str]) -> list[Opinion]:
+    """What a judge says of replies, each in a pair with the text "plain" where it judges pairs."""
+    template, pairs = TEMPLATE[f"{judge}.jinja"], [("q", row, "plain") for row in rows]
+    if judge == "rubric":
+        criteria = (Criterion("a", "Is it true?", 3.0), Criterion("b", "Is it kind?", 1.0))
+        return rubric([("q", row) for row in rows], role, template, criteria, 5)
+    if judge == "pairwise":
+        return pairwise(pairs, role, template)
+    return constitution(pairs, role, template, ["Be true.", "Be kind."], 2, range(len(rows)), 0)
+
+
+JUDGES = ("rubric", "pairwise", "constitution")
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_a_call_that_fails_takes_its_own_verdict_and_moves_no_other(judge):
+    """One reply in six, and in the middle: each of the others keeps the score that it had alone."""
+    quality = {f"reply {i}": i / 2 for i in range(6)} | {"plain": 1.2}
+
+    def shares(prompt, options):
+        if "reply 2" in prompt and ("kind" in prompt or judge == "pairwise"):
+            return None
+        if judge != "rubric":
+            return better(prompt, 0.5, quality)
+        grade = next(value for reply, value in quality.items() if f"Reply: {reply}" in prompt)
+        return [math.exp(grade * level) for level in range(5)]
+
+    replies = [f"reply {i}" for i in range(6)]
+    found = ask(judge, Reader(shares), replies)
+    assert found[2].score is None and found[2].winner is None and found[2].reason == "unreadable"
+    kept = [opinion.score for opinion in found if opinion.score is not None]
+    assert len(kept) == 5 and kept == sorted(kept) and len(set(kept)) == 5
+    for reply, opinion in zip(replies, found, strict=True):
+        assert ask(judge, Reader(shares), [reply]) == [opinion]
+
+
+@pytest.mark.parametrize("judge, calls", [("rubric", 2), ("pairwise", 1), ("constitution", 1)])
+def test_a_judge_asks_for_all_its_rows_at_once(judge, calls):
+    """A call a criterion at most, however many rows there are: the role batches what it gets."""
+    sizes = []
+
+    class Counting(Reader):
+        def score(self, prompts, options):
+            sizes.append(len(prompts))
+            return super().score(prompts, options)
+
+    role = Counting(lambda prompt, options: [1 / len(options)] * len(options))
+    ask(judge, role, [f"reply {i}" for i in range(50)])
+    assert len(sizes) == calls and min(sizes) >= 50
 
 
 def test_principles_are_drawn_for_each_pair_and_averaged():
@@ -211,6 +274,19 @@ def test_what_cannot_be_told_apart_or_has_no_room_is_said(model, tmp_path):
     assert short.logprobs and long.logprobs is None and "context has room" in long.error
 
 
+def test_each_prompt_keeps_its_place_behind_one_without_room(model, tmp_path):
+    """Prompts are read in the order of their lengths, and those without room are left out."""
+    role = bind(model, tmp_path, "no")
+    prompts = ["12345678", "1", "too long " * 200, "1234", "12", "123456789012", "123"]
+    found = role.score(prompts, ["1", "2"])
+    assert [one.logprobs is None for one in found] == [i == 2 for i in range(7)]
+    fitting = [(prompt, one) for prompt, one in zip(prompts, found, strict=True) if one.logprobs]
+    for prompt, together in fitting:
+        (alone,) = role.score([prompt], ["1", "2"])
+        np.testing.assert_allclose(together.logprobs, alone.logprobs, atol=1e-5)
+    assert len({round(one.logprobs[0], 3) for _, one in fitting}) == 6, "each has its own"
+
+
 def test_a_shared_beginning_is_read_once_and_pays(model, tmp_path):
     """At least three times the rate of whole prompts one by one: 512 tokens shared, 64 own."""
     beginning, own = "rate this " * 50, 64  # a token a byte, and the template's
@@ -249,6 +325,55 @@ def write(folder, rows) -> str:
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def test_a_files_winners_follow_quality_and_not_place(model, tmp_path, monkeypatch):
+    """By a judge that favours what is shown first, and cannot read one row of the file."""
+    quality = {"good": 3.0, "fair": 1.5, "bad": 0.0}
+    pairs = [("good", "bad"), ("bad", "good"), ("good", "?"), ("fair", "fair"), ("bad", "fair")]
+    pairs += [("fair", "good"), ("good", "fair")]
+    role = Reader(lambda p, _: None if ": ?" in p else better(p, 0.7, quality))
+    monkeypatch.setattr(Bound, "load", lambda self, mesh, batch: {"judge": role})
+    rows = [{"id": i, "prompt": "q", "completions": list(pair)} for i, pair in enumerate(pairs)]
+    given = {"roles.judge.path": str(model), "judge": "pairwise", "rows": "2"}
+    target = tmp_path / "out.jsonl"
+    run_file(lay(JudgingConfig(), {}, given), write(tmp_path, rows), str(target), QUIET)
+    found = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["id"] for row in found] == list(range(7))
+    winners = ["first", "second", None, "tie", "second", "second", "first"]
+    assert [row["winner"] for row in found] == winners
+    assert found[2]["score"] is None and found[2]["reason"] == "unreadable"
+    assert found[5]["score"] == pytest.approx(1 - found[6]["score"])
+
+
+def test_an_interrupted_file_goes_on_with_the_verdicts_that_it_would_have_had(
+    model, tmp_path, monkeypatch
+):
+    """No row is judged twice or passed over, and each by the principles drawn for its place."""
+    rows = [{"id": i, "prompt": "q", "completions": [f"a{i}", "b"]} for i in range(7)]
+    source, left = write(tmp_path, rows), [math.inf]
+
+    class Dying(Reader):
+        def score(self, prompts, options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return super().score(prompts, options)
+
+    role = Dying(lambda prompt, options: [0.1 + len(prompt) % 7 / 10, 0.2])
+    monkeypatch.setattr(Bound, "load", lambda self, mesh, batch: {"judge": role})
+    given = {"roles.judge.path": str(model), "judge": "constitution", "principles": "2"}
+    config = lay(JudgingConfig(), {"rows": 2}, given)
+    run_file(lay(JudgingConfig(), {}, given), source, str(tmp_path / "whole.jsonl"), QUIET)
+    asked = len(role.prompts)
+    left[0] = 2
+    with pytest.raises(KeyboardInterrupt):
+        run_file(config, source, str(tmp_path / "parts.jsonl"), QUIET)
+    assert not (tmp_path / "parts.jsonl").exists()
+    left[0] = math.inf
+    run_file(config, source, str(tmp_path / "parts.jsonl"), QUIET)
+    assert (tmp_path / "parts.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert len(role.prompts) == 2 * asked
 
 
 @pytest.mark.parametrize("judge", ["rubric", "pairwise", "constitution"])

@@ -233,6 +233,32 @@ def test_every_parameter_set_is_traced_to_the_base(catalogue, files):
         assert all(g["samples"] == 32 for g in trace["generated"])
 
 
+@pytest.mark.parametrize("run", finished_runs.RUNS)
+def test_every_round_goes_on_from_what_the_round_before_left(workdir, files, run):
+    """It samples, trains and measures those very parameters, on all that has been kept so far, and
+    learns as fast as the first: neither the base over and over nor a schedule that has run out."""
+    base, *rounds = json.loads((workdir / "runs" / run / "summary.json").read_text())["rounds"]
+    followed = 0
+    for suffix in [name.removeprefix("warmup") for name in base["stages"] if "warmup" in name]:
+        params, kept, rates = ("warmup", base["stages"][f"warmup{suffix}"]), [], []
+        assert suffix or files.input(("evaluate", base["stages"]["evaluate"]), "params") == params
+        for entry in rounds:
+            stages = entry["stages"]
+            assert files.input(("generate", stages[f"generate{suffix}"]), "params") == params
+            if "train" in stages:
+                trained = ("train", stages[f"train{suffix}"])
+                assert files.input(trained, "params") == params
+                kept.append(("filter", stages["filter"]))
+                assert [files.input(trained, f"kept_{i}") for i in range(len(kept))] == kept
+                assert f"kept_{len(kept)}" not in files.manifests[trained]["inputs"]
+                steps = files.rows(*trained, "steps.parquet")
+                rates.append([step["learning_rate"] for step in steps])
+                params, followed = trained, followed + 1
+            assert suffix or files.input(("evaluate", stages["evaluate"]), "params") == params
+        assert all(rate == rates[0] for rate in rates) and max(rates[0]) > 0
+    assert followed >= 2
+
+
 def test_kept_counts_are_the_filters(catalogue, files):
     name = next(n for n in files.of("train") if files.manifests[n]["rng"]["round"] == 1)
     for entry in trace_params(catalogue, name[1])["chain"][0]["filters"]:

@@ -96,12 +96,13 @@ def test_the_scorer_agrees_with_the_log_probabilities_of_sampling(model, tmp_pat
 
 
 def test_batch_size_changes_nothing_and_the_seed_does(model, tmp_path):
+    rows = [*ROWS, *ROWS]  # two batches of eight, or one of sixteen
     texts = [
         [c["tokens"] for row in rows for c in row["completions"]]
         for rows in (
-            generated(model, tmp_path, batch=8),
-            generated(model, tmp_path, batch=16, name="b"),
-            generated(model, tmp_path, seed=1, name="c"),
+            generated(model, tmp_path, rows, batch=8),
+            generated(model, tmp_path, rows, batch=16, name="b"),
+            generated(model, tmp_path, rows, seed=1, name="c"),
         )
     ]
     assert texts[0] == texts[1] != texts[2]

@@ -2,15 +2,22 @@
 
 import contextlib
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 
+from karploop.config import GenerateConfig
+from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.models.decoder import Decoder, packed_mask
+from karploop.records import PROMPTS_FILE, SAMPLES_FILE, Samples
+from karploop.reporting.progress import Progress
+from karploop.rng import Rng
 from karploop.sampling.distributions import (
     GREEDY,
     Sampling,
@@ -18,8 +25,13 @@ from karploop.sampling.distributions import (
     draw,
     filtered_logits,
 )
+from karploop.sampling.generate import generate
 from karploop.sampling.rollout import rollout
 from karploop.sampling.sampler import Sampler, batches
+from karploop.stages import Stages
+from karploop.store import Store
+from karploop.training.packing import Tokenized, pack
+from karploop.training.trainer import sft_loss
 
 KEY = jax.random.key(11)
 PROMPTS = ["1+2=", "34", "", "567+89", "0=0"]
@@ -271,6 +283,38 @@ def test_log_probabilities_are_the_scorers(model, sampler, tokenizer):
         np.testing.assert_array_equal(one, other)
 
 
+def test_log_probabilities_of_sampling_are_those_that_training_sees(
+    make_weights, make_params, tokenizer
+):
+    """In bfloat16, from packed rows, without a cache, on eight devices; drawn with filters.
+
+    So a ratio of the two is 1 before the first update, and what filters renormalise is not in it.
+    """
+    kind = dict(positions="rope", layers=1, dtype="bfloat16")
+    one, eight = make_weights(**kind), make_weights(data=2, fsdp=2, tensor=2, **kind)
+    sampler = Sampler(one, tokenizer, prompt_length=6, completion_length=7)
+    drawn = complete(sampler, make_params(one), samples=2)
+    examples = []
+    for (p, _), completion in drawn.items():
+        start = [tokenizer.bos_id, *tokenizer.encode(PROMPTS[p])]
+        examples.append(Tokenized(np.array([*start, *completion.tokens], np.int32), len(start)))
+    order = itertools.cycle(range(len(examples)))
+    batch, taken = next(pack(examples, order, rows=8, row_length=32))
+    assert batch.segments_BxL.max() > 1 and len(set(taken)) == len(examples)
+    loss_of = jax.jit(functools.partial(sft_loss, eight.model))
+    params, seen = make_params(eight), {}
+    for row in range(8):
+        for segment in range(1, batch.segments_BxL[row].max() + 1):
+            here_BxL = np.zeros_like(batch.weights_BxL)
+            here_BxL[row] = batch.segments_BxL[row] == segment
+            only = batch._replace(weights_BxL=batch.weights_BxL * here_BxL)
+            text = tuple(batch.targets_BxL[here_BxL > 0].tolist())
+            seen[text] = -float(loss_of(params, only)[0])
+    for example, completion in zip(examples, drawn.values(), strict=True):
+        mean = np.mean(completion.logprobs)
+        assert seen[tuple(example.tokens[1:].tolist())] == pytest.approx(mean, abs=0.02)
+
+
 def test_entropy_is_the_mean_over_a_completion(model, sampler, tokenizer):
     completion = complete(sampler, model[1])[3, 0]
     text, entropies = [tokenizer.bos_id, *tokenizer.encode(PROMPTS[3])], []
@@ -437,3 +481,50 @@ def test_one_program_serves_all_prompts_keys_and_limits(model, sampler):
     with counted_compilations() as compiled:
         complete(sampler, model[1], samples=2)
     assert compiled, "the counter must notice what does compile"
+
+
+def test_sampling_in_the_loop_costs_what_sampling_alone_does(model, sampler, tokenizer, tmp_path):
+    """A round on new parameters and longer prompts compiles nothing, reads no file, and decodes
+    once a batch."""
+    weights, params = model
+    stages = Stages(Store(str(tmp_path), print), Progress(quiet=True))
+    stages.store.open()
+    config = GenerateConfig(batch=8, samples=3)
+    decoded, files = [], []
+
+    def sampled(index: int, prompts: list[str]):
+        rng = Rng(0, 0, index)
+
+        def ask(context):
+            difficulties = [len(prompt) for prompt in prompts]
+            context.write_table(
+                PROMPTS_FILE, pa.table({"prompt": prompts, "difficulty": difficulties})
+            )
+
+        def learn(context):
+            moved = jax.tree.map(lambda x: x * (1 + index / 10), params)
+            weights.save(moved, context.directory)
+
+        made = {
+            name: stages.run(name, function, config={}, inputs={}, rng=rng)
+            for name, function in (("prompts", ask), ("params", learn))
+        }
+        function = functools.partial(
+            generate,
+            sampler=sampler,
+            weights=weights,
+            prompting=PlainPrompting(tokenizer),
+            limit=lambda difficulty: 7,
+            config=config,
+        )
+        return stages.run("generate", function, config={}, inputs=made, rng=rng)
+
+    first = sampled(0, [f"{i}+" for i in range(20)])
+    with pytest.MonkeyPatch.context() as patch, counted_compilations() as compiled:
+        decode = sampler._decode
+        patch.setattr(sampler, "_decode", lambda *args: decoded.append(args) or decode(*args))
+        patch.setattr("safetensors.numpy.load_file", lambda path: files.append(path) or 1 / 0)
+        second = sampled(1, [f"{i}+456" for i in range(20)])
+    assert (len(compiled), len(decoded), files) == (0, 3, [])
+    one, other = (Samples.from_table(a.table(SAMPLES_FILE)) for a in (first, second))
+    assert len(one) == len(other) == 60 and one.tokens != other.tokens

@@ -1,7 +1,9 @@
 """Training: the loss, what it learns from, how examples are packed, the step, and divergence."""
 
+import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,9 @@ from karploop.errors import UserError
 from karploop.machinery import prepare
 from karploop.models.decoder import packed_mask
 from karploop.reporting.progress import Progress
-from karploop.stages import Stages
+from karploop.stages import Stages, Stopped
 from karploop.store import Store
-from karploop.training.checkpoints import open_checkpoints
+from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
 from karploop.training.optimizer import learning_rate
 from karploop.training.packing import Batch, Tokenized, pack, stream, tokenize
 from karploop.training.train import Diverged
@@ -273,6 +275,38 @@ def test_shardings_survive_a_step_which_donates_its_state(make_weights, make_par
         assert moment.addressable_shards[0].data.size == moment.size // 4
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_optimisers_state_is_made_where_it_stays_and_is_small(make_weights, name):
+    """Two moments a parameter at most, split as the parameters are from the first moment on.
+
+    By the compiled program that makes it, which needs no device large enough to hold it.
+    """
+    weights = make_weights(data=2, fsdp=2, tensor=2, layers=1, width=64, mlp_width=256)
+    trainer = Trainer(weights, OptimizerConfig(name=name))
+    made = trainer._init_opt.lower(weights_on_mesh(weights)).compile()
+
+    def here(tree) -> int:
+        """Bytes on one device."""
+        return sum(
+            x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+            for x in jax.tree.leaves(tree)
+        )
+
+    params = here(weights_on_mesh(weights))
+    memory = made.memory_analysis()
+    assert here(trainer.abstract.opt_state) <= 2 * params + 1024
+    assert memory.output_size_in_bytes <= 2 * params + 4096
+    assert memory.temp_size_in_bytes <= 4096, "nothing is made whole and then split"
+
+
+def weights_on_mesh(weights):
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        weights.abstract,
+        weights.shardings,
+    )
+
+
 def _assert_lies(x, sharding):
     assert x.sharding.is_equivalent_to(sharding, x.ndim), (x.sharding, sharding)
 
@@ -292,27 +326,82 @@ def test_schedule_without_warm_up_and_decay():
     assert [learning_rate(config, step, 10) for step in (0, 5, 9)] == [3.0] * 3
 
 
+# -- interruptions -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def machinery():
+    """A warm-up of eight steps in which 20 problems pass by more than twice."""
+    stage = dict(steps=8, checkpoint_every=1, rows=4, row_length=16)
+    return prepare(
+        resolve(
+            dict(
+                task=dict(seed_difficulty=1, seed_problems=20),
+                model=dict(layers=1, width=8, heads=2, head_width=4, mlp_width=8, max_length=16),
+                mesh=dict(data=1),
+                warmup=stage,
+                train=stage,
+                rounds=0,
+                evaluate=dict(difficulties=(1,), problems=4, batch=4),
+                generate=dict(batch=4),
+            )
+        )
+    )
+
+
+def warmed_up(machinery, workdir, stop_requested=lambda: False):
+    """The committed warm-up of a run in this workdir, or Stopped on the way."""
+    store = Store(str(workdir), print)
+    store.open()
+    machinery.weights._live.clear()  # as in a process of its own
+    stages = Stages(store, Progress(quiet=True), stop_requested)
+    return Bindings(machinery, stages).base(0)
+
+
+def test_stopped_and_resumed_it_trains_on_the_same_rows_in_the_same_order(machinery, tmp_path):
+    """Through more than two passes: nothing is replayed, skipped or shuffled anew, to the bit."""
+    seldom = dataclasses.replace(machinery.config.warmup, checkpoint_every=3)
+    config = dataclasses.replace(machinery.config, warmup=seldom)
+    machinery = dataclasses.replace(machinery, config=config)
+    whole = warmed_up(machinery, tmp_path / "whole")
+    times = whole.table("rows.parquet")["times"].to_numpy()
+    assert len(times) == 20 and times.min() >= 2, "each problem passes by more than once"
+    for before in (3, 1):  # questions whether to stop, before the one behind the next checkpoint
+        asked = itertools.count()
+        with pytest.raises(Stopped):
+            warmed_up(machinery, tmp_path / "parts", lambda n=asked, b=before: next(n) >= b)
+    kept = (tmp_path / "parts").glob("partial/warmup/*/checkpoints/*")
+    assert sorted(path.name for path in kept) == ["3", "6"]
+    assert warmed_up(machinery, tmp_path / "parts").manifest == whole.manifest, "files and hashes"
+
+
+@pytest.mark.parametrize("kind", [Checkpoints, RemoteCheckpoints])
+def test_training_keeps_two_checkpoints_however_long_it_goes_on(tmp_path, kind):
+    state = {"w": jax.device_put(jnp.arange(4.0), jax.devices()[0])}
+    checkpoints = kind(epath.Path(tmp_path), print)
+    for step in range(1, 7):
+        checkpoints.save(step, jax.tree.map(lambda x, s=step: x + s, state), np.zeros((step, 1)))
+    checkpoints.close()
+    place = tmp_path / "checkpoints" if kind is Checkpoints else tmp_path
+    assert sorted(path.name.split("-")[0:2][-1].lstrip("0") for path in place.iterdir()) == [
+        "5",
+        "6",
+    ]
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    step, restored, log = kind(epath.Path(tmp_path), print).restore(abstract)
+    assert step == 6 and len(log) == 6
+    np.testing.assert_array_equal(restored["w"], np.arange(4.0) + 6)
+
+
 # -- divergence --------------------------------------------------------------------------------
 
 
-def test_divergence_is_named_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+def test_divergence_is_named_and_keeps_the_last_good_state(machinery, tmp_path, monkeypatch):
     """The rate explodes at step 4: what is saved after it is bad, and goes."""
-    stage = dict(steps=8, checkpoint_every=1, rows=4, row_length=16)
-    config = resolve(
-        dict(
-            task=dict(seed_difficulty=1, seed_problems=20),
-            model=dict(layers=1, width=8, heads=2, head_width=4, mlp_width=8, max_length=16),
-            mesh=dict(data=1),
-            warmup=stage,
-            train=stage,
-            rounds=0,
-            evaluate=dict(difficulties=(1,), problems=4, batch=4),
-            generate=dict(batch=4),
-        )
-    )
     exploding = lambda c, step, steps: 1e30 if step >= 4 else 1e-3  # noqa: E731
     monkeypatch.setattr("karploop.training.train.learning_rate", exploding)
-    machinery = prepare(config)
     store = Store(str(tmp_path), print)
     store.open()
     bindings = Bindings(machinery, Stages(store, Progress(quiet=True)))

@@ -57,7 +57,7 @@ class Client:
         """What is still to be asked, in words, as far as it is known before."""
         asked = [c for c in calls if not self._ledger.find(c.identity(self._endpoint))]
         tokens_in = sum(c.characters for c in asked) // 4
-        tokens_out = sum(c.max_tokens for c in asked)
+        tokens_out = sum(c.most_tokens_out(self._endpoint) for c in asked)
         text = f"{len(asked):,} calls, about {tokens_in:,} tokens in, at most {tokens_out:,} out"
         if len(asked) < len(calls):
             text += f" ({len(calls) - len(asked):,} more are answered already)"
