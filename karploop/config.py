@@ -219,7 +219,7 @@ class GenerateConfig:
 
 # Judges that read gold answers or votes, and those that ask a model, people, or one another.
 TALLIES = ("verifier", "vote")
-MODELS = ("rubric", "pairwise", "constitution", "debate", "person", "ensemble")
+MODELS = ("rubric", "pairwise", "constitution", "debate", "reward", "person", "ensemble")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def prepare(config: Config) -> Machinery:
     _check_rows(config, policy, mesh)
     judge = make_judge(config.judge, config.seed) if name in MODELS else None
     roles = LoopRoles(
-        judge.seats if judge else (),
+        tuple(judge.seats) if judge else (),
         config.roles,
         policy.role,
         config.judge.batch,
@@ -79,8 +79,9 @@ def prepare(config: Config) -> Machinery:
     )
     if judge:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
-        for seat in judge.scores:
-            roles.check_scores(seat)
+        for seat, wanted in judge.seats.items():
+            for each in wanted:
+                roles.check(seat, each)
     role = policy.role
     source = functools.partial(load_params, role.checkpoint) if role else None
     weights = Weights(policy.config, policy.vocabulary, mesh, source)

@@ -51,8 +51,9 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     bound = Bound(
         judge.seats, config.roles, cache_folder() / "responses.sqlite", "judge", dtype=config.dtype
     )
-    for seat in judge.scores:
-        bound.check_scores(seat)
+    for seat, wanted in judge.seats.items():
+        for each in wanted:
+            bound.check(seat, each)
     settings = judge.settings | {"judge": judge.name, "ranking": config.judge.ranking}
     settings |= {"seed": config.seed, "dtype": config.dtype}
     identity = identity_of(settings, judge.files, bound.identity())

@@ -226,6 +226,17 @@ def test_a_principle_without_a_verdict_leaves_none():
     assert found.score is None and found.criteria["Principle 0."] == pytest.approx(0.5)
 
 
+def test_a_model_that_gives_no_numbers_has_no_verdict():
+    """NaN is neither a tie nor a rating, and is not written to a file."""
+    role = Reader(lambda prompt, options: [math.nan] * len(options))
+    (pair,) = pairwise([("q", "a", "b")], role, TEMPLATE["pairwise.jinja"])
+    criteria = (Criterion("a", "Is it true?", 1.0),)
+    (rating,) = rubric([("q", "a")], role, TEMPLATE["rubric.jinja"], criteria, 5)
+    for opinion in (pair, rating):
+        assert opinion.score is None and opinion.winner is None
+        assert opinion.reason == "the model gives no probabilities"
+
+
 def test_the_winner_needs_both_orders_to_agree():
     assert Opinion(0.8, "", {}, 0.9, 0.7).winner == "first"
     assert Opinion(0.65, "", {}, 0.9, 0.4).winner == "tie"
@@ -335,7 +346,7 @@ def test_a_files_winners_follow_quality_and_not_place(model, tmp_path, monkeypat
     role = Reader(lambda p, _: None if ": ?" in p else better(p, 0.7, quality))
     monkeypatch.setattr(Bound, "load", lambda self, mesh, batch: {"judge": role})
     rows = [{"id": i, "prompt": "q", "completions": list(pair)} for i, pair in enumerate(pairs)]
-    given = {"roles.judge.path": str(model), "judge": "pairwise", "rows": "2"}
+    given = {"roles.judge.path": str(model), "judge.name": "pairwise", "rows": "2"}
     target = tmp_path / "out.jsonl"
     run_file(lay(JudgingConfig(), {}, given), write(tmp_path, rows), str(target), QUIET)
     found = [json.loads(line) for line in target.read_text().splitlines()]
@@ -362,7 +373,8 @@ def test_an_interrupted_file_goes_on_with_the_verdicts_that_it_would_have_had(
 
     role = Dying(lambda prompt, options: [0.1 + len(prompt) % 7 / 10, 0.2])
     monkeypatch.setattr(Bound, "load", lambda self, mesh, batch: {"judge": role})
-    given = {"roles.judge.path": str(model), "judge": "constitution", "principles": "2"}
+    given = {"roles.judge.path": str(model), "judge.name": "constitution"}
+    given |= {"judge.principles": "2"}
     config = lay(JudgingConfig(), {"rows": 2}, given)
     run_file(lay(JudgingConfig(), {}, given), source, str(tmp_path / "whole.jsonl"), QUIET)
     asked = len(role.prompts)
@@ -453,6 +465,6 @@ def test_the_command_refuses_with_code_2(model, tmp_path):
 
 
 def test_every_shipped_template_is_a_judges():
-    asking = set(MODELS) - {"person", "ensemble"}
+    asking = set(MODELS) - {"person", "ensemble", "reward"}
     used = {name for judge in asking for name in make_judge(JudgeConfig(name=judge), 0).files}
     assert {path.name for path in TEMPLATES.glob("*.jinja")} == used - {"criteria", "constitution"}

@@ -319,7 +319,7 @@ def test_members_are_checked(text):
 def test_an_ensemble_asks_each_of_its_roles():
     config = JudgeConfig(name="ensemble", members="rubric, rubric@large, pairwise@large")
     judge = make_judge(config, 0)
-    assert judge.seats == judge.scores == ("judge", "large") and judge.compares
+    assert list(judge.seats) == ["judge", "large"] and judge.compares
     roles = {"judge": Writer(None), "large": Writer(None)}
     (found,) = judge.judge([Group(0, "p", ("a", "b"))], roles, "round_robin", 0)
     assert list(found[0].criteria) == ["rubric", "rubric@large", "pairwise@large"]

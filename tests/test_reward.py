@@ -19,13 +19,14 @@ from scipy import optimize, special
 from small_models import save_llama
 from small_tokenizers import CHATML, byte_level
 
-from karploop.config import MeshConfig, RewardConfig
+from karploop.config import JudgingConfig, MeshConfig, RewardConfig
 from karploop.data.comparisons import read_comparisons, to_comparison
 from karploop.errors import UserError
 from karploop.files import file_sha256
 from karploop.mesh import make_mesh
 from karploop.models.decoder import packed_mask
 from karploop.models.reward_head import RewardHead
+from karploop.offline_judge import run_file as judge_file
 from karploop.offline_reward import run_file, weigh
 from karploop.reporting.progress import Progress
 from karploop.reporting.statistics import share_interval
@@ -385,6 +386,32 @@ def test_pairs_are_judged_by_the_difference_and_what_has_no_room_is_not(judge):
     assert two.score == pytest.approx(1 - back.score) and two.winner != back.winner
     assert without.score is None and without.winner is None and without.reason
     assert judge.scores([]) == []
+
+
+def test_files_are_judged_by_it(trained, plain_model, judge, tmp_path):
+    """Each row by its shape; and a role that is no reward model, or is nothing else, is refused."""
+    rows = [
+        {"prompt": "p", "completion": "one"},
+        {"prompt": "p", "completions": ["one", "two"]},
+        {"prompt": "p", "completions": ["one", "two", "three"]},
+    ]
+    target = tmp_path / "out.jsonl"
+    given = {"judge.name": "reward", "roles.judge.path": str(trained), "judge.batch": "8"}
+    judge_file(lay(JudgingConfig(), {}, given), write(tmp_path, rows), str(target), QUIET)
+    one, two, three = map(json.loads, target.read_text().splitlines())
+    expected = [o.score for o in judge.scores([("p", t) for t in ("one", "two", "three")])]
+    assert one["score"] == pytest.approx(expected[0], abs=1e-5)
+    assert three["scores"] == pytest.approx(expected, abs=1e-5)
+    (pair,) = judge.pairs([("p", "one", "two")])
+    assert two["score"] == pytest.approx(pair.score, abs=1e-5)
+    assert two["winner"] == pair.winner and two["length"] == 0
+    for other, message in (
+        ({"roles.judge.path": plain_model}, "wants a reward model"),
+        ({"judge.name": "rubric"}, "is a reward model, which gives numbers alone"),
+    ):
+        config = lay(JudgingConfig(), {}, given | other)
+        with pytest.raises(UserError, match=message):
+            judge_file(config, write(tmp_path, rows), str(tmp_path / "no.jsonl"), QUIET)
 
 
 def test_a_model_that_is_there_is_left_alone_and_another_is_refused(

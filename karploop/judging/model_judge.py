@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from karploop.asking import Role
 from karploop.chains.rendering import Templates, load_templates, read_lines, read_text
 from karploop.config import MODELS, JudgeConfig
 from karploop.errors import UserError
@@ -27,27 +26,26 @@ _DECIDE = {  # by judge, the keys that do, besides those of reasons
     "pairwise": (),
     "constitution": ("principles", "clamp"),
     "debate": ("turns", "max_new_tokens"),
+    "reward": (),
     "person": (),
     "ensemble": ("members", "combine"),
 }
 
-Roles = Mapping[str, Role]
+Roles = Mapping[str, Any]  # of each seat: a Role, or a RewardModel
 
 
 @dataclass(frozen=True)
 class ModelJudge:
-    """One of `rate`, `compare` and `members`.
+    """What rates replies, compares pairs, or is made of others that do.
 
     Attributes:
-      seats: names of the roles that it asks.
-      scores: those of them whose probabilities it reads, for which weights are needed.
+      seats: names of the roles that it asks, and for what: text, probabilities, or reward.
       settings: what decides its verdicts, of the config's keys.
       files: the texts that decide them, by name.
     """
 
     name: str
-    seats: tuple[str, ...]
-    scores: tuple[str, ...]
+    seats: Mapping[str, tuple[str, ...]]
     settings: Mapping[str, Any]
     files: Mapping[str, str]
     rate: Callable[[Sequence[Reply], Roles], list[Opinion]] | None = None
@@ -58,7 +56,9 @@ class ModelJudge:
     @property
     def compares(self) -> bool:
         """Whether it wants two completions of a prompt, or more."""
-        return self.compare is not None or any(judge.compares for _, judge in self.members)
+        return not self.rate and (
+            self.compare is not None or any(judge.compares for _, judge in self.members)
+        )
 
     def judge(
         self, groups: Sequence[Group], roles: Roles, method: str, seed: int
@@ -77,7 +77,7 @@ class ModelJudge:
                 [combine(members, of_text, self.how) for of_text in zip(*of_group, strict=True)]
                 for of_group in zip(*found, strict=True)
             ]
-        if self.compare:
+        if not self.rate:
             ask = self.compare
             return rank(groups, lambda pairs, places: ask(pairs, places, roles), method, seed)
         entries = [(g, i) for g in groups for i in g.entries]
@@ -102,8 +102,14 @@ def make_judge(config: JudgeConfig, seed: int, seat: str = JUDGE) -> ModelJudge:
     if config.name == "person":
         review = Review.read(config.review)
         return ModelJudge(
-            "person", (), (), settings, {"review": repr(sorted(review.said.items()))},
+            "person", {}, settings, {"review": repr(sorted(review.said.items()))},
             rate=lambda replies, _: review.rate(replies),
+        )  # fmt: skip
+    if config.name == "reward":
+        return ModelJudge(
+            "reward", {seat: ("reward",)}, settings, {},
+            rate=lambda replies, roles: roles[seat].scores(replies),
+            compare=lambda pairs, _, roles: roles[seat].pairs(pairs),
         )  # fmt: skip
     if config.name == "ensemble":
         return _ensemble(config, seed, settings)
@@ -112,8 +118,7 @@ def make_judge(config: JudgeConfig, seed: int, seat: str = JUDGE) -> ModelJudge:
     templates = [f"{config.name}.jinja", *(["debate_argument.jinja"] * (config.name == "debate"))]
     common = dict(
         name=config.name,
-        seats=(seat,),
-        scores=() if config.rationale else (seat,),
+        seats={seat: ("text" if config.rationale else "probabilities",)},
         settings=settings,
         files={name: read_text(name, TEMPLATES) for name in templates},
     )
@@ -127,10 +132,13 @@ def _ensemble(config: JudgeConfig, seed: int, settings: Mapping[str, Any]) -> Mo
         for member in read_members(config.members, known)
     ]
     judges = [judge for _, judge in members]
+    seats = {seat for judge in judges for seat in judge.seats}
     return ModelJudge(
         "ensemble",
-        tuple(dict.fromkeys(seat for judge in judges for seat in judge.seats)),
-        tuple(dict.fromkeys(seat for judge in judges for seat in judge.scores)),
+        {
+            seat: tuple(dict.fromkeys(w for judge in judges for w in judge.seats.get(seat, ())))
+            for seat in sorted(seats)
+        },
         dict(settings) | {judge.name: judge.settings for judge in judges},
         {f"{judge.name}/{name}": text for judge in judges for name, text in judge.files.items()},
         members=members,
@@ -142,7 +150,7 @@ def _debate(config: JudgeConfig, seed: int, seat: str, templates: Templates, com
     verdict, argument = templates["debate.jinja"], templates["debate_argument.jinja"]
     reading = Reading(config.rationale, config.max_new_tokens, seed)
     return ModelJudge(
-        **common | {"seats": (seat, DEBATER)},
+        **common | {"seats": common["seats"] | {DEBATER: ("text",)}},
         rate=lambda replies, roles: debate(
             *(replies, roles[seat], roles[DEBATER], argument, verdict, config.turns, reading)
         ),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from karploop.asking import How, Role, Spent
+from karploop.asking import How, Role, Scored, Spent
 
 _TEMPERATURE = 0.0  # of what a judge writes
 
@@ -56,10 +56,7 @@ class Reading:
           marker: what stands before the answer in a text with reasons, as in "Rating:".
         """
         if not self.rationale:
-            return [
-                Answer(shares(found.logprobs), found.error, "", found.spent)
-                for found in role.score(prompts, options)
-            ]
+            return [_weighed(found) for found in role.score(prompts, options)]
         how = How((self.seed,), self.max_new_tokens, _TEMPERATURE)
         # What is drawn for a prompt depends on its text, wherever it stands.
         said = role.complete(prompts, [zlib.crc32(prompt.encode()) for prompt in prompts], how)
@@ -90,10 +87,12 @@ def read(text: str, options: Sequence[str], marker: str) -> str | None:
     return match[1] if found and match else None
 
 
-def shares(logprobs: Sequence[float] | None) -> tuple[float, ...] | None:
-    """Log-probabilities up to a constant, as shares that sum to 1."""
-    if logprobs is None:
-        return None
-    values = np.array(logprobs, np.float64)
+def _weighed(found: Scored) -> Answer:
+    """From log-probabilities up to a constant. A model that has none (NaN) has no answer."""
+    if found.logprobs is None:
+        return Answer(None, found.error, "", found.spent)
+    values = np.array(found.logprobs, np.float64)
+    if not np.isfinite(values).all():
+        return Answer(None, "the model gives no probabilities", "", found.spent)
     values = np.exp(values - values.max())
-    return tuple((values / values.sum()).tolist())
+    return Answer(tuple((values / values.sum()).tolist()), "", "", found.spent)

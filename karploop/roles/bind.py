@@ -14,9 +14,11 @@ from karploop.endpoints.calls import Endpoint, read_extra
 from karploop.endpoints.client import Client
 from karploop.endpoints.ledger import Ledger
 from karploop.errors import UserError
+from karploop.judging.reward_model import RewardModel
 from karploop.roles.local import LocalModel
 from karploop.roles.on_mesh import MeshRole
 from karploop.roles.remote import RemoteRole
+from karploop.roles.reward import CARD, TrainedReward
 from karploop.schema import nearest
 
 POLICY = "policy"
@@ -57,6 +59,7 @@ class Bound:
                 )
         self._configs = {name: configs.get(name, configs.get(POLICY)) for name in sorted(names)}
         self._models: dict[RoleConfig, LocalModel] = {}
+        self._rewards: dict[RoleConfig, TrainedReward] = {}
         self._clients: dict[RoleConfig, Client] = {}
         for name, config in self._configs.items():
             where = f"'config.roles.{name if name in configs else POLICY}'"
@@ -70,7 +73,10 @@ class Bound:
                     f"{where} wants a model: either 'path' (a folder, a .gguf file, package:NAME) "
                     "or 'base_url' with 'model' (an OpenAI-compatible server)"
                 )
-            if config.path and config not in self._models:
+            if config.path and (pathlib.Path(config.path) / CARD).is_file():
+                if config not in self._rewards:
+                    self._rewards[config] = TrainedReward.describe(config.path, **execution)
+            elif config.path and config not in self._models:
                 self._models[config] = LocalModel.describe(config.path, **execution)
                 self._check_template(config, where)
             elif config.base_url and config not in self._clients:
@@ -78,13 +84,27 @@ class Bound:
                     raise UserError(f"{where} wants 'model', the name that the server gives it")
                 self._clients[config] = Client(_endpoint(config, where), Ledger(ledger, job))
 
-    def check_scores(self, name: str) -> None:
-        """Raises UserError: a server does not tell how probable an answer is."""
-        if self._configs[name].base_url:
+    def check(self, name: str, wanted: str) -> None:
+        """Raises UserError unless the role can give what is `wanted` of it.
+
+        Args:
+          wanted: text, probabilities, or reward.
+        """
+        config, where = self._configs[name], f"'config.roles.{name}'"
+        if wanted == "reward" and config not in self._rewards:
             raise UserError(
-                f"'config.roles.{name}': the judge reads probabilities, and a model behind an "
-                "address gives texts alone: set 'config.judge.rationale', so that its answer is "
-                "read from what it writes, or bind the role to weights ('path')"
+                f"{where} wants a reward model: set 'path' to a folder that experiments.reward made"
+            )
+        if wanted != "reward" and config in self._rewards:
+            raise UserError(
+                f"{where} is asked for {wanted}, and '{config.path}' is a reward model, which "
+                "gives numbers alone: 'config.judge.name=reward' asks for these"
+            )
+        if wanted == "probabilities" and config.base_url:
+            raise UserError(
+                f"{where}: the judge reads probabilities, and a model behind an address gives "
+                "texts alone: set 'config.judge.rationale', so that its answer is read from what "
+                "it writes, or bind the role to weights ('path')"
             )
 
     def identity(self, whole: bool = False) -> list[Any]:
@@ -95,16 +115,13 @@ class Bound:
         found = []
         for name, config in self._configs.items():
             said_by = [config.base_url, config.model, config.extra, config.chat]
-            if config.path:
+            if config in self._rewards:
+                said_by.append(self._rewards[config].identity())
+            elif config.path and whole:
                 model = self._models[config]
-                said_by += (
-                    [model.files(), model.tokenizer.identity]
-                    if whole
-                    else [
-                        config.path,
-                        model.stamps(),
-                    ]
-                )
+                said_by += [model.files(), model.tokenizer.identity]
+            elif config.path:
+                said_by += [config.path, self._models[config].stamps()]
             found.append([name, *said_by])
         return found
 
@@ -112,17 +129,20 @@ class Bound:
     def clients(self) -> list[Client]:
         return list(self._clients.values())
 
-    def load(self, mesh: Mesh, batch: int) -> dict[str, Role]:
-        """Lays weights on the mesh, those of one model once."""
-        made: dict[RoleConfig, Role] = {}
+    def load(self, mesh: Mesh, batch: int) -> dict[str, Role | RewardModel]:
+        """Lays weights on the mesh, those of one model once (and those below a reward again)."""
+        made: dict[RoleConfig, Any] = {}
         for config in self._configs.values():
             if config in made:
+                continue
+            if config in self._rewards:
+                made[config] = self._rewards[config].load(mesh, batch)
                 continue
             if config.base_url:
                 made[config] = RemoteRole(self._clients[config], chat=config.chat != "no")
                 continue
             model = self._models[config]
-            same = next((c for c in made if c.path == config.path), None)
+            same = next((c for c in made if c.path == config.path and c in self._models), None)
             if same:  # asked in another way
                 weights, params = made[same].weights, made[same].params
             else:

@@ -91,10 +91,15 @@ class LoopRoles:
                 "template: leave 'chat' at auto"
             )
 
-    def check_scores(self, name: str) -> None:
-        """Raises UserError: the role is behind an address, which gives texts alone."""
+    def check(self, name: str, wanted: str) -> None:
+        """Raises UserError unless the role can give what is `wanted`; see `Bound.check`."""
         if name not in self._own:
-            self._elsewhere.check_scores(name)
+            self._elsewhere.check(name, wanted)
+        elif wanted == "reward":
+            raise UserError(
+                f"'config.roles.{name}' wants a reward model: set 'path' to a folder that "
+                "experiments.reward made"
+            )
 
     def identity(self) -> list[Any]:
         """What decides what is said, but for the loop's own parameters (see `inputs`)."""
