@@ -42,6 +42,7 @@ class Said:
     text: str | None
     error: str = ""
     spent: Spent = Spent()
+    finished: bool = True  # it ended by itself; else it was cut at the most tokens
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from karploop.chains.rendering import load_templates, read_text
 from karploop.config import TrainConfig
 from karploop.curriculum import following, window
 from karploop.data.sources import OVERLAPS_FILE, held_out_sets, round_prompts, seed_data
@@ -31,6 +32,7 @@ from karploop.records import EXAMPLES_FILE, SELECTION_FILE, Samples, Selection
 from karploop.roles.in_loop import LoopRoles
 from karploop.roles.on_mesh import MeshRole
 from karploop.roles.remote import RemoteRole
+from karploop.sampling.by_chain import generate_by_chain
 from karploop.sampling.generate import generate
 from karploop.stages import Artifact, Rng, Stages
 from karploop.training.train import train
@@ -166,12 +168,23 @@ class Bindings:
             rng=self._rng(index),
         )
 
-    def generate(self, index: int, member: int, prompts: Artifact, params: Artifact) -> Artifact:
+    def generate(
+        self,
+        index: int,
+        member: int,
+        prompts: Artifact,
+        params: Artifact,
+        history: list[Artifact],
+    ) -> Artifact:
+        """Samples of one member; `history` as in `judge`, where a chain asks other roles."""
         settings = asdict(self.config.generate)
         for name in ("prompts", "difficulty_step", "max_difficulty", "spread", "advance"):
             del settings[name]  # in the prompts already
         for name in ("batch", "fused_steps"):
             del settings[name]  # without effect on the samples
+        if self.m.chain:
+            return self._generate_by_chain(index, member, prompts, params, history, settings)
+        del settings["chain"], settings["options"]
         return self._run(
             "generate",
             functools.partial(
@@ -185,6 +198,30 @@ class Bindings:
             config=settings | self.asked | {"task": self.where["name"]},
             inputs={"prompts": prompts, "params": params},
             rng=self._rng(index, member),
+        )
+
+    def _generate_by_chain(self, index, member, prompts, params, history, settings) -> Artifact:
+        chain, roles = self.m.chain, self.m.roles
+        seats = {ask.role for ask in chain.asks()}
+        names = sorted({ask.template for ask in chain.asks() if ask.template})
+        settings |= {"roles": roles.identity(seats), "files": {n: read_text(n) for n in names}}
+        stop = self.config.prompt.stop
+        return self._run(
+            "generate",
+            functools.partial(
+                generate_by_chain,
+                chain=chain,
+                templates=load_templates(names),
+                load=functools.partial(roles.load, self.m.weights, self.m.weights.mesh),
+                prompting=self.m.policy.prompting,
+                longest=self.m.policy.completion_length,
+                config=self.config.generate,
+                stop=(stop,) if stop else (),
+            ),
+            config=settings | self.asked | {"task": self.where["name"]},
+            inputs={"prompts": prompts} | roles.inputs(seats, [*history[:-1], params]),
+            rng=self._rng(index, member),
+            more=(*_ROLES, "karploop.chains.library", *_home(self.config.generate.chain)),
         )
 
     def judge(
@@ -212,7 +249,7 @@ class Bindings:
 
     def _judge_by_model(self, index, samples, history) -> Artifact:
         settings, asked = self._asked_judge()
-        inputs = self.m.roles.inputs(history)
+        inputs = self.m.roles.inputs(self.m.judge.seats, history)
         decides = digest([settings, [inputs[name].content for name in sorted(inputs)]])
         return self._run(
             "judge",
@@ -228,7 +265,11 @@ class Bindings:
         """What decides a model's verdicts but for the loop's own weights; how it is called."""
         judge, roles, ranking = self.m.judge, self.m.roles, self.config.judge.ranking
         settings = {"judge": judge.name, "ranking": ranking} | judge.settings
-        settings |= {"seed": self.config.seed, "roles": roles.identity(), "files": judge.files}
+        settings |= {
+            "seed": self.config.seed,
+            "roles": roles.identity(judge.seats),
+            "files": judge.files,
+        }
         load = functools.partial(roles.load, self.m.weights, self.m.weights.mesh)
         return settings, dict(judge=judge, load=load, ranking=ranking, seed=self.config.seed)
 
@@ -265,7 +306,8 @@ class Bindings:
                 **asked,
             ),
             config={"asked": settings} | self.asked | answered,
-            inputs=self.m.roles.inputs(history) | {"seed": self.seed, "params": history[-1]},
+            inputs=self.m.roles.inputs(self.m.judge.seats, history)
+            | {"seed": self.seed, "params": history[-1]},
             rng=self._rng(index),
             more=_ROLES,
         )

@@ -200,6 +200,20 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ChainOptions:
+    """What the chains leave open."""
+
+    passes: int = option(1, low=0, high=16)  # critiques, each with its revision
+    turns: int = option(1, low=1, high=16)  # of both sides of a debate
+    precommit: bool = False  # debaters say where they stand before they hear each other
+    hidden: bool = False  # debaters do not see each other's arguments
+    attempts: int = option(3, low=1, high=16)  # most drafts or repairs
+    constitution: str = ""  # a file with a principle a line; empty: the shipped one
+    fields: str = "name, date, place"  # what is extracted
+    judging_temperature: float = option(0.0, low=0.0)  # of critics, judges and checks
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """One round's sampling: new prompts, and the curriculum that decides how hard they are."""
 
@@ -215,6 +229,9 @@ class GenerateConfig:
     min_p: float = option(0.0, low=0.0, high=1.0)  # 0: off
     batch: int = option(256, low=1)  # prompts a device call; also what a kill can lose
     fused_steps: int = option(4, low=1)  # decode steps between looks at whether all rows stopped
+    # Where completions come from: a shipped chain, or "package.module:ATTRIBUTE"; empty: the model
+    chain: str = ""
+    options: ChainOptions = ChainOptions()
 
 
 # Judges that read gold answers or votes, and those that ask a model, people, or one another.
@@ -243,7 +260,7 @@ class JudgeConfig:
     rationale: bool = False  # the judge writes its reasons first, and its answer is read from them
     clamp: float = option(0.4, low=0.0, high=0.5)  # constitution, after reasons: least preference
     max_new_tokens: int = option(256, low=1)  # of reasons and arguments
-    batch: int = option(8, low=1)  # prompts on the device at a time
+    batch: int = option(8, low=1)  # prompts of judges and chains on the device at a time
     # Each round, on labelled problems: a judge that is no better than chance, or right less often
     # than the policy, is not measured, said to be so, or ends the loop.
     fitness: str = option("warn", choices=("off", "warn", "stop"))
@@ -323,20 +340,6 @@ class Config:
     def policy(self) -> RoleConfig:
         """The role that is trained."""
         return self.roles.get("policy", RoleConfig())
-
-
-@dataclass(frozen=True)
-class ChainOptions:
-    """What the chains leave open."""
-
-    passes: int = option(1, low=0, high=16)  # critiques, each with its revision
-    turns: int = option(1, low=1, high=16)  # of both sides of a debate
-    precommit: bool = False  # debaters say where they stand before they hear each other
-    hidden: bool = False  # debaters do not see each other's arguments
-    attempts: int = option(3, low=1, high=16)  # most drafts or repairs
-    constitution: str = ""  # a file with a principle a line; empty: the shipped one
-    fields: str = "name, date, place"  # what is extracted
-    judging_temperature: float = option(0.0, low=0.0)  # of critics, judges and checks
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def run(
             after_round(loop.finish(index, done, params[0], base[0], unfit))
             break
         prompts = loop.prompts(index, newest)
-        samples = {m: loop.generate(index, m, prompts, params[m]) for m in params}
+        samples = {m: loop.generate(index, m, prompts, params[m], history) for m in params}
         verdicts = loop.judge(index, samples, history)
         selection = loop.filter(index, samples, verdicts)
         done |= {"prompts": prompts, "filter": selection} | by_member("generate", samples)

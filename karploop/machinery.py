@@ -8,6 +8,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from karploop.chains.definition import Chain
+from karploop.chains.library import get_chain
+from karploop.chains.rendering import load_templates
 from karploop.config import MODELS, TALLIES, Config
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
@@ -29,6 +32,7 @@ class Machinery:
 
     Attributes:
       judge: the model that judges, if one does; it asks `roles`.
+      chain: what completions come from, if it is not the policy alone; it asks them, too.
     """
 
     config: Config
@@ -36,6 +40,7 @@ class Machinery:
     chosen: Filter
     matched: Filter | None
     judge: ModelJudge | None
+    chain: Chain | None
     roles: LoopRoles
     policy: Policy
     weights: Weights
@@ -70,15 +75,22 @@ def prepare(config: Config) -> Machinery:
     policy = make_policy(config, task)
     _check_rows(config, policy, mesh)
     judge = make_judge(config.judge, config.seed) if name in MODELS else None
+    chain = _chain(config)
+    asks = list(chain.asks()) if chain else []
+    seats = [*(judge.seats if judge else ()), *(ask.role for ask in asks)]
     roles = LoopRoles(
-        tuple(judge.seats) if judge else (),
+        tuple(dict.fromkeys(seats)),
         config.roles,
         policy.role,
         config.judge.batch,
         config.model.dtype,
+        chat=config.prompt.chat,
     )
-    if judge:
+    if seats:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
+    for ask in asks:
+        roles.check(ask.role, "text")
+    if judge:
         for seat, wanted in judge.seats.items():
             for each in wanted:
                 roles.check(seat, each)
@@ -95,8 +107,23 @@ def prepare(config: Config) -> Machinery:
         stop_ids=prompting.stop_ids,
     )
     trainers = _trainers(config, weights)
-    checked = (config, task, chosen, matched, judge, roles, policy)
+    checked = (config, task, chosen, matched, judge, chain, roles, policy)
     return Machinery(*checked, weights, sampler, trainers)
+
+
+def _chain(config: Config) -> Chain | None:
+    """Raises UserError: no such chain, or settings of sampling that chains do not have."""
+    generate = config.generate
+    if not generate.chain:
+        return None
+    if generate.top_k or generate.min_p:
+        raise UserError(
+            "'config.generate.chain' asks roles, some of which know 'temperature' and 'top_p' "
+            "alone: leave 'top_k' and 'min_p' at 0"
+        )
+    chain = get_chain(generate.chain, generate.options, "config.generate.chain")
+    load_templates(ask.template for ask in chain.asks() if ask.template)
+    return chain
 
 
 def _judge_name(config: Config, reader: Filter) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import pathlib
 from dataclasses import asdict
 
 from karploop.asking import transcript
 from karploop.chains.definition import Chain
-from karploop.chains.library import CHAINS
+from karploop.chains.library import get_chain
 from karploop.chains.rendering import Templates, load_templates, read_text
 from karploop.chains.run import Run, Runner, Settings
 from karploop.config import ChainConfig, MeshConfig
@@ -19,7 +18,6 @@ from karploop.jobs import Output, Row, identity_of
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import Bound
-from karploop.schema import nearest
 
 
 def run_file(
@@ -38,7 +36,7 @@ def run_file(
       UserError: anything wrong with chain, roles or rows, before anything is asked.
       RunFailed: an endpoint is down or its cap is reached; the same command goes on from there.
     """
-    chain = get_chain(config)
+    chain = get_chain(config.chain, config.options)
     templates = load_templates(ask.template for ask in chain.asks() if ask.template)
     rows, runs = [], []
     for where, row in located_rows(source):
@@ -67,27 +65,6 @@ def run_file(
                     out.write(rows[i] | _added(chain, runs[i]))
                 out.flush()
                 stage.advance(len(part), tokens=sum(runs[i].tokens for i in part))
-
-
-def get_chain(config: ChainConfig) -> Chain:
-    """A shipped chain, or the value of "package.module:ATTRIBUTE": a chain, or what makes one.
-
-    Raises:
-      UserError: there is no such chain.
-    """
-    module, colon, attribute = config.chain.partition(":")
-    if not colon:
-        if config.chain not in CHAINS:
-            raise UserError(f"no chain '{config.chain}': {nearest(config.chain, CHAINS)}")
-        return CHAINS[config.chain](config.options)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"'config.chain' names '{config.chain}', and {error}") from error
-    found = found(config.options) if callable(found) else found
-    if not isinstance(found, Chain):
-        raise UserError(f"'{config.chain}' is no chain but a {type(found).__name__}")
-    return found
 
 
 def _begin(chain: Chain, row: Row, number: int, where: str) -> Run:

@@ -22,8 +22,15 @@ from karploop.config import resolve  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
 from karploop.machinery import Machinery, prepare  # noqa: E402
 from karploop.oversight.fitness import measured  # noqa: E402
-from karploop.records import SELECTION_FILE, VERDICTS_FILE, Opinions, Selection  # noqa: E402
+from karploop.records import (  # noqa: E402
+    SAMPLES_FILE,
+    SELECTION_FILE,
+    VERDICTS_FILE,
+    Opinions,
+    Selection,
+)
 from karploop.roles.on_mesh import MeshRole  # noqa: E402
+from karploop.sampling.by_chain import ChainSamples  # noqa: E402
 from karploop.store import Store  # noqa: E402
 
 
@@ -126,7 +133,7 @@ def test_the_policys_buffers_are_the_judges(model, task):
     artifact = type("Artifact", (), {"content": "c"})()
     machinery.weights.load = lambda found: marks if found is artifact else None
     roles = machinery.roles.load(
-        machinery.weights, machinery.weights.mesh, machinery.roles.inputs([artifact])
+        machinery.weights, machinery.weights.mesh, machinery.roles.inputs(["judge"], [artifact])
     )
     assert roles["judge"].params is marks and roles["judge"].weights is machinery.weights
 
@@ -166,8 +173,8 @@ def test_weights_of_another_round_can_judge(model, task, weights, second):
     more = {"roles__judge": {"weights": weights}}
     machinery = prepare(resolve(settings(model, task, **JUDGED | more)))
     history = ["base", "round 0", "round 1"]
-    assert machinery.roles.inputs(history[:1]) == {"role_judge": "base"}
-    assert machinery.roles.inputs(history) == {"role_judge": second}
+    assert machinery.roles.inputs(["judge"], history[:1]) == {"role_judge": "base"}
+    assert machinery.roles.inputs(["judge"], history) == {"role_judge": second}
 
 
 def test_comparisons_rank_the_samples_of_a_prompt(rewarding, model, task):
@@ -205,9 +212,45 @@ def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(model, task, tmp
         start(tmp_path, "stopped", model, task, **more, filter__missing="stop")
 
 
+CHAINED = {
+    "generate__chain": "critique_revise",
+    "generate__samples": 2,
+    "filter__name": "none",
+    "judge__name": "",
+    "rounds": 1,
+}
+
+
+def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(rewarding, model, task, serve):
+    """The policy drafts and revises by its weights of the round, a critic elsewhere finds fault."""
+    workdir, plain, _ = rewarding
+    server = serve(rules=[["Where does the reply fall short", "Say it in one word."]])
+    there = {"base_url": server.endpoint.base_url, "model": "small"}
+    summary = start(workdir, "chained", model, task, **CHAINED, roles__critic=there)
+    store = Store(str(workdir))
+    manifest = store.manifest("generate", summary["rounds"][1]["stages"]["generate"])
+    assert manifest.inputs["role_policy"]["key"] == plain["rounds"][0]["stages"]["import"]
+    samples = ChainSamples.from_table(_table(store, manifest, SAMPLES_FILE))
+    assert len(samples) == 16 and len(set(samples.completions)) > 8
+    for i, steps in enumerate(map(json.loads, samples.steps)):
+        assert [step["role"] for step in steps] == ["policy", "critic", "policy"]
+        # Asked as in every other round: with the examples, and the question in its format.
+        assert steps[0]["prompt"].endswith(f"Q: {samples.prompts[i]}\nA:")
+        assert steps[0]["prompt"].count("Q: ") == 3
+        assert steps[1]["text"] == "Say it in one word." and steps[1]["text"] in steps[2]["prompt"]
+        assert samples.completions[i] == f" {steps[2]['text'].strip()}"
+        assert samples.finished_S[i] == ("cut" not in steps[2] and len(samples.tokens[i]) < 40)
+    calls = server.stats()["answered"]
+    start(workdir, "again", model, task, **CHAINED, roles__critic=there)
+    assert server.stats()["answered"] == calls
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
+        (CHAINED | {"generate__chain": "critic_revise"}, "did you mean 'critique_revise'"),
+        (CHAINED | {"generate__top_k": 5}, "leave 'top_k' and 'min_p' at 0"),
+        (CHAINED | {"roles__critik": {"weights": "base"}}, "did you mean 'critic'"),
         ({"judge__name": ""}, "'config.judge.name' says nobody's"),
         ({"filter__name": "none"}, "reads no judge"),
         ({"filter__name": "vote"}, "reads the judge 'vote'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 from karploop.chains.definition import Ask, Branch, Chain, Draw, Let, Repeat, Variables
@@ -9,6 +10,7 @@ from karploop.chains.parsing import json_object, one_of
 from karploop.chains.rendering import read_lines
 from karploop.config import ChainOptions
 from karploop.errors import UserError
+from karploop.schema import nearest
 
 _PASSED = one_of(pass_=True, fail=False)
 
@@ -169,6 +171,27 @@ CHAINS: dict[str, Callable[[ChainOptions], Chain]] = {
         *(draft_judge_revise, extract_validate_repair, safe_reply),
     )
 }
+
+
+def get_chain(name: str, options: ChainOptions, where: str = "config.chain") -> Chain:
+    """A shipped chain, or the value of "package.module:ATTRIBUTE": a chain, or what makes one.
+
+    Raises:
+      UserError: there is no such chain; `where` is the key that names it.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in CHAINS:
+            raise UserError(f"no chain '{name}': {nearest(name, CHAINS)}")
+        return CHAINS[name](options)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"'{where}' names '{name}', and {error}") from error
+    found = found(options) if callable(found) else found
+    if not isinstance(found, Chain):
+        raise UserError(f"'{name}' is no chain but a {type(found).__name__}")
+    return found
 
 
 def _heard(v: Variables, side: str, hidden: bool) -> list:

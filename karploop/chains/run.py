@@ -29,6 +29,7 @@ class Settings:
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()  # of steps without a template
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Run:
     Attributes:
       asked: what a step without a template asks.
       variables: the row's fields, and what steps have added.
-      steps: every text so far: {step, role, prompt, text} and `value`, where that is not the text.
+      steps: every text so far: {step, role, prompt, text}, `value`, where that is not the text,
+        and `cut`, where it did not end before the most tokens.
       error: why the row went no further; empty while it does.
     """
 
@@ -48,6 +50,11 @@ class Run:
     steps: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
     tokens: int = 0
+
+    def whole(self, output: str) -> bool:
+        """Whether the text that became `output` (else the last one) ended by itself."""
+        named = [step for step in self.steps if step["step"] == output] or self.steps
+        return bool(named) and not named[-1].get("cut", False)
 
 
 class Runner:
@@ -116,13 +123,15 @@ class Runner:
             max_new_tokens=step.max_new_tokens or settings.max_new_tokens,
             temperature=settings.temperature if step.temperature is None else step.temperature,
             top_p=settings.top_p,
-            stop=step.stop,
+            stop=step.stop or (() if step.template else settings.stop),
         )
         said = self._roles[step.role].complete(prompts, [run.id for run in runs], how)
         for run, prompt, answer in zip(runs, prompts, said, strict=True):
             record = {"step": step.name, "role": step.role, "prompt": prompt, "text": answer.text}
             run.steps.append(record)
             run.tokens += answer.spent.tokens_out
+            if not answer.finished:
+                record["cut"] = True
             if answer.text is None:
                 run.error = f"step '{step.name}': {answer.error}"
                 record["error"] = answer.error

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from karploop.asking import Asked
 from karploop.data.fewshot import FewShot
 from karploop.data.messages import Message
 from karploop.data.pretrained import PretrainedTokenizer
@@ -43,6 +44,10 @@ class Prompting(ABC):
     @abstractmethod
     def prompt(self, text: str) -> list[int]:
         """Tokens of a prompt to sample from, which follow `prefix`."""
+
+    @abstractmethod
+    def asked(self, text: str) -> Asked:
+        """The same for a role, prefix included: a text, or a conversation."""
 
     @abstractmethod
     def example(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
@@ -82,6 +87,9 @@ class PlainPrompting(Prompting):
         text = self._ask(text)
         return self.tokenizer.encode(text) if self.prefix else self.tokenizer.encode_prompt(text)
 
+    def asked(self, text: str) -> Asked:
+        return self._shots.render(text) if self._shots else text
+
     def example(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         start = self.tokenizer.encode_prompt(self._ask(prompt))
         return start, [*self.tokenizer.encode(completion), self.tokenizer.eos_id]
@@ -97,9 +105,11 @@ class ChatPrompting(Prompting):
     tokenizer: PretrainedTokenizer
 
     def prompt(self, text: str) -> list[int]:
+        return self.tokenizer.render(self.asked(text), add_generation_prompt=True)
+
+    def asked(self, text: str) -> list[Message]:
         turns = [turn for example in self._shots.examples for turn in self._turns(*example)]
-        asked = [*self._system(), *turns, *self._turns(text)]
-        return self.tokenizer.render(asked, add_generation_prompt=True)
+        return [*self._system(), *turns, *self._turns(text)]
 
     def example(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """Raises UserError: the template cannot be trained on; see `conversation`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,11 +34,13 @@ class LoopRoles:
         policy: LocalModel | None,
         batch: int,
         dtype: str,
+        chat: bool,
     ):
         """A seat that is not bound is the policy, as it is in that round.
 
         Args:
           seats: names of the roles that are asked.
+          chat: whether the seat of the policy itself is asked as a chat, as in sampling.
           policy: the checkpoint that the loop starts from; None: it starts from scratch.
           batch: prompts on the device at a time.
 
@@ -53,7 +55,9 @@ class LoopRoles:
                     f"{nearest(name, {POLICY, *seats})}"
                 )
         self.seats, self._policy, self._batch = tuple(seats), policy, batch
-        bound = {name: configs[name] for name in seats if name in configs}
+        bound = {name: configs[name] for name in seats if name in configs and name != POLICY}
+        if POLICY in seats:
+            bound[POLICY] = RoleConfig(weights=POLICY, chat="yes" if chat else "no")
         elsewhere = {name: c for name, c in bound.items() if c.path or c.base_url}
         self._own = {name: bound.get(name, _OWN) for name in seats if name not in elsewhere}
         for name, config in self._own.items():
@@ -101,25 +105,28 @@ class LoopRoles:
                 "experiments.reward made"
             )
 
-    def identity(self) -> list[Any]:
-        """What decides what is said, but for the loop's own parameters (see `inputs`)."""
-        own = [[name, dataclasses.asdict(config)] for name, config in self._own.items()]
-        return own + self._elsewhere.identity(whole=True)
+    def identity(self, seats: Iterable[str]) -> list[Any]:
+        """What decides what `seats` say, but for the loop's own parameters (see `inputs`)."""
+        wanted = set(seats)
+        own = [[n, dataclasses.asdict(c)] for n, c in self._own.items() if n in wanted]
+        return own + [one for one in self._elsewhere.identity(whole=True) if one[0] in wanted]
 
-    def inputs(self, history: Sequence[Any]) -> dict[str, Any]:
-        """For each seat that the loop's own weights answer, the artifact they are in.
+    def inputs(self, seats: Iterable[str], history: Sequence[Any]) -> dict[str, Any]:
+        """For each of `seats` that the loop's own weights answer, the artifact they are in.
 
         Args:
           history: the base, and then the parameters after each round so far.
         """
-        return {f"role_{name}": history[_place(c, len(history))] for name, c in self._own.items()}
+        own = {name: self._own[name] for name in seats if name in self._own}
+        return {f"role_{name}": history[_place(c, len(history))] for name, c in own.items()}
 
     def load(self, weights: Weights, mesh: Mesh, inputs: Mapping[str, Any]) -> dict[str, Role]:
         """Lays on the mesh what is not there yet, where it stays; the policy's own weights are."""
         if self._loaded is None:
             self._loaded = self._elsewhere.load(mesh, self._batch)
         roles = dict(self._loaded)
-        for name, config in self._own.items():
+        own = {name: c for name, c in self._own.items() if f"role_{name}" in inputs}
+        for name, config in own.items():
             chat = config.chat != "no" and self._policy.tokenizer.has_template
             if chat not in self._compiled:
                 batch = self._batch

@@ -55,8 +55,9 @@ class MeshRole:
                 batch=self._batch,
             )
             for i, (completion,) in zip(at, completions, strict=True):
-                text, _ = cut(completion.text, how.stop)
-                said[i] = Said(text, "", Spent(len(tokens[i]), len(completion.tokens)))
+                text, stopped = cut(completion.text, how.stop)
+                spent = Spent(len(tokens[i]), len(completion.tokens))
+                said[i] = Said(text, "", spent, stopped or completion.finished)
         return said
 
     def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:

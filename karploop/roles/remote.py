@@ -33,9 +33,10 @@ class RemoteRole:
                 said[place] = Said(None, outcome.reason)
             else:
                 # Not every server knows stop strings.
-                text, _ = cut(outcome.text, how.stop)
+                text, stopped = cut(outcome.text, how.stop)
                 used = (outcome.tokens_in or 0, outcome.tokens_out or 0)
-                said[place] = Said(text, "", Spent(*used, outcome.cost, outcome.seconds))
+                spent = Spent(*used, outcome.cost, outcome.seconds)
+                said[place] = Said(text, "", spent, stopped or outcome.finished)
         return said
 
     def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:
