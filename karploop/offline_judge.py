@@ -12,12 +12,12 @@ from karploop.data.rows import located_rows, to_prompt
 from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.jobs import Output, Row, identity_of
-from karploop.judging.model_judge import ModelJudge, Roles, make_judge
+from karploop.judging.model_judge import DEBATER, JUDGE, ModelJudge, Roles, make_judge
 from karploop.judging.opinion import Opinion, total
 from karploop.judging.ranking import Group
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
-from karploop.roles.bind import Bound
+from karploop.roles.bind import POLICY, Bound
 
 
 def run_file(config: JudgingConfig, source: str, target: str, progress: Progress) -> None:
@@ -48,9 +48,11 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     for where, row in located_rows(source):
         groups.append(_group(judge, row, len(rows), where))
         rows.append({"sample": len(rows), **row})
-    bound = Bound(
-        judge.seats, config.roles, cache_folder() / "responses.sqlite", "judge", dtype=config.dtype
-    )
+    configs = dict(config.roles)
+    if POLICY not in configs and JUDGE in configs and DEBATER in judge.seats:
+        configs.setdefault(DEBATER, configs[JUDGE])  # there is no other model to argue
+    ledger = cache_folder() / "responses.sqlite"
+    bound = Bound(judge.seats, configs, ledger, "judge", dtype=config.dtype)
     for seat, wanted in judge.seats.items():
         for each in wanted:
             bound.check(seat, each)

@@ -156,7 +156,8 @@ def ask(judge: str, role, rows: list[str]) -> list[Opinion]:
         return rubric([("q", row) for row in rows], role, template, criteria, 5)
     if judge == "pairwise":
         return pairwise(pairs, role, template)
-    return constitution(pairs, role, template, ["Be true.", "Be kind."], 2, range(len(rows)), 0)
+    places = [(i, 0, 1) for i in range(len(rows))]
+    return constitution(pairs, role, template, ["Be true.", "Be kind."], 2, places, 0)
 
 
 JUDGES = ("rubric", "pairwise", "constitution")

@@ -1,8 +1,8 @@
 """Whether a reply is right, after arguments for and against it (after arXiv 1805.00899).
 
-Two debaters, by default the judge's own model, argue in turn that the reply is right and that it is
-wrong; each hears what was said before. The judge then says who has the better case, in both orders
-of showing them, as with any other pair.
+Two debaters of one model, the policy where nothing else is said, argue in turn that the reply is
+right and that it is wrong; each hears what was said before. The judge then says who has the better
+case, in both orders of showing them, as with any other pair.
 """
 
 from __future__ import annotations
