@@ -8,8 +8,10 @@ Sums and differences of two digits, asked as questions behind eight solved ones 
 once in eight times. Each round samples every training problem, keeps what Reasoning Gym's scorer
 calls right, and trains a low-rank adapter on it.
 
-Expect held-out pass@1 (79 problems, 8 samples each) of 12% for the base and of about 70% after the
-first round. Controls and seeds: experiments/ablations/gemma3_270m/README.md.
+Held-out pass@1 (73 problems, 8 samples each) goes from 13.5% to 52.2% after three rounds, mean of
+seeds 0, 1 and 2, 95% interval 39.4 to 64.9; the same steps on the eight solved problems alone end at
+21.3% (7.7 to 35.0). A run takes 8 to 9 minutes on two CPU cores and up to 6 GB of memory. Controls,
+rounds and the command for the table: experiments/ablations/gemma3_270m/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -136,6 +136,17 @@ def test_latex_escapes_every_special_character():
     assert r"\label{tab:a-b}" in table and r"\begin{tabular}{lr}" in table
 
 
+def test_an_at_sign_in_a_name_is_no_round():
+    one = summary({-1: {"t/1/pass@1": 0.25}, 0: {"t/1/pass@1": 0.5, "t/1/pass@8": 0.75}})
+    assert metric_value(one, "t/1/pass@1") == 0.5 and metric_value(one, "t/1/pass@8") == 0.75
+    assert metric_value(one, "t/1/pass@1@-1") == 0.25
+    assert metric_value(one, "t/1/pass@8@-1") is None and metric_value(one, "t/1/pass@4") is None
+    results = compare([Group("a", {0: one})], ["t/1/pass@8", "t/1/pass@1@-1"], "a")
+    assert results["t/1/pass@1@-1"]["a"].values == {0: 0.25}
+    with pytest.raises(UserError, match="did you mean 't/1/pass@8'"):
+        compare([Group("a", {0: one})], ["t/1/pas@8"], "a")
+
+
 def test_metric_value_reads_the_last_round_unless_told():
     assert metric_value(TWO_ROUNDS, "add/10/exact_match") == 0.5
     assert metric_value(TWO_ROUNDS, "add/10/exact_match@-1") == 0.125

@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from karploop.errors import UserError
@@ -53,16 +53,28 @@ def metric_value(summary: Mapping[str, Any], metric: str) -> float | None:
     Raises:
       UserError: the round after "@" is not a number.
     """
-    name, at, round_text = metric.partition("@")
-    if at and not round_text.removeprefix("-").isdecimal():
-        raise UserError(f"metric '{metric}': the round after @ must be a number, -1 for the base")
+    name, at_round = split_metric(metric, known_metrics([summary]))
     rounds = {entry["round"]: entry for entry in summary["rounds"]}
-    entry = rounds.get(int(round_text) if at else max(rounds, default=None))
+    entry = rounds.get(max(rounds, default=None) if at_round is None else at_round)
     if entry is None:
         return None
     if "/*/" in name:
         return _mean([value for key, value in entry["evals"].items() if _any(key) == name])
     return entry["evals"].get(name, entry["metrics"].get(name))
+
+
+def split_metric(metric: str, known: Collection[str]) -> tuple[str, int | None]:
+    """A metric's name and the round behind its "@", if it says one; "pass@8" is a name.
+
+    Raises:
+      UserError: the round is not a number.
+    """
+    name, at, round_text = metric.rpartition("@")
+    if metric in known or not at:
+        return metric, None
+    if round_text.removeprefix("-").isdecimal():
+        return name, int(round_text)
+    raise UserError(f"metric '{metric}': the round after @ must be a number, -1 for the base")
 
 
 def known_metrics(summaries: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -93,7 +105,7 @@ def compare(groups: Sequence[Group], metrics: Sequence[str], baseline: str) -> R
     if not metrics:
         raise UserError(f"which metric? Give --metric one or more of: {', '.join(known)}")
     for metric in metrics:
-        if metric.partition("@")[0] not in known:
+        if split_metric(metric, known)[0] not in known:
             raise UserError(f"no run has the metric '{metric}': {nearest(metric, known)}")
     names = [group.name for group in groups]
     if baseline not in names:
