@@ -204,6 +204,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
         "evaluate.samples": "2",
         "filter.name": "threshold",
         "judge.name": "rubric",
+        "generate.chain": "answer",
     }
     # A checkpoint brings its own shape.
     settings = {k: v for k, v in tiny.get_config().to_dict().items() if k != "model"}
