@@ -3,9 +3,10 @@ r"""A published model teaches itself on a GPU or a TPU VM: any Llama, Qwen or Ge
     python -m experiments.run --config=configs/checkpoint.py --workdir=DIR \
         --config.roles.policy.path=/path/to/model --config.task.name='file:problems.jsonl'
 
-The path is a Hugging Face folder (config.json, *.safetensors, tokenizer) or a .gguf file. The task
-is any that README lists: a file of {"prompt", "answer"} rows, Reasoning Gym (the
-default here, `pip install reasoning-gym`), a tensorflow-datasets name.
+The path is a Hugging Face folder (config.json, *.safetensors, tokenizer) or a .gguf file, here or
+on an object store (gs://BUCKET/MODEL; every machine keeps a copy in its cache). The task is any of
+those in README: a file of {"prompt", "answer"} rows, Reasoning Gym (the default here, `pip install
+reasoning-gym`), a tensorflow-datasets name.
 
 The argument says how the model is asked. `base` (the default): eight solved problems before every
 question. `chat`: the model's own chat template, no examples.

@@ -8,8 +8,8 @@ Sums and differences of two digits, asked as questions behind eight solved ones 
 once in eight times. Each round samples every training problem, keeps what Reasoning Gym's scorer
 calls right, and trains a low-rank adapter on it.
 
-Held-out pass@1 (73 problems, 8 samples each) goes from 13.5% to 52.2% after three rounds, mean of
-seeds 0, 1 and 2, 95% interval 39.4 to 64.9; the same steps on the eight solved problems alone end at
+Held-out pass@1 (73 problems, 8 samples each) goes from 13.5% to 52.2% after three rounds (mean of
+seeds 0 to 2, 95% interval 39.4 to 64.9); the same steps on the eight solved problems alone end at
 21.3% (7.7 to 35.0). A run takes 13 minutes on two CPU cores and 6.3 GB of memory. Controls,
 rounds and the command for the table: experiments/ablations/gemma3_270m/README.md.
 """

@@ -94,7 +94,8 @@ class ModelConfig:
 class RoleConfig:
     """What a role is bound to: weights on the mesh, or a model behind an address."""
 
-    # A Hugging Face folder, a .gguf file or package:NAME. A policy without is trained from scratch.
+    # A Hugging Face folder or a .gguf file, here or on an object store (gs://…), or package:NAME.
+    # A policy without is trained from scratch.
     path: str = ""
     # In a loop, other roles than the policy: its weights of now (policy), before the first round
     # (base), or after one (round:3; until then, the newest there are).

@@ -22,12 +22,15 @@ from etils import epath  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
 from processes import RUN, Loop, Outcome, finish  # noqa: E402
 from said import Said  # noqa: E402
+from small_models import save_llama  # noqa: E402
 
 from karploop import locks  # noqa: E402
 from karploop.data.rows import read_rows  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
 from karploop.files import read_whole  # noqa: E402
 from karploop.manifest import MANIFEST, Corrupt  # noqa: E402
+from karploop.roles import fetched  # noqa: E402
+from karploop.roles.local import LocalModel  # noqa: E402
 from karploop.store import Store  # noqa: E402
 
 IDENTITY = dict(
@@ -275,6 +278,45 @@ def test_the_later_of_two_writers_has_the_lease(store, monkeypatch):
         with store.lock("run-r-0", wait=False):
             pass
     assert read_lease(store)["owner"] == "another"
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_on_the_store_is_copied_once_and_again_when_it_changed(
+    bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = pathlib.Path(save_llama(tmp_path / "model"))
+    there = epath.Path(f"{bucket}/models/small")
+
+    def upload():
+        for path in folder.iterdir():
+            (there / path.name).write_bytes(path.read_bytes())
+
+    upload()
+    (there / "optimizer.bin").write_bytes(b"not a part of it")
+    model = LocalModel.describe(str(there))
+    assert model.files() == LocalModel.describe(str(folder)).files()
+    assert model.tokenizer.identity == LocalModel.describe(str(folder)).tokenizer.identity
+    assert not (model.path / "optimizer.bin").exists() and len(list(folder.iterdir())) > 2
+    with monkeypatch.context() as patch:
+        patch.setattr(fetched, "copy", None)
+        assert LocalModel.describe(f"{there}/").files() == model.files()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    upload()
+    assert LocalModel.describe(str(there)).files() == LocalModel.describe(str(folder)).files()
+    assert not list(model.path.parent.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "address, message",
+    [("s3://nowhere-at-all/model", "that this machine may read"), ("ftpx://a/b", "no model at")],
+)
+def test_a_checkpoint_that_is_not_there_is_refused(endpoint, address, message):
+    with pytest.raises(UserError, match=message):
+        LocalModel.describe(address)
 
 
 # -- whole runs ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from karploop.data.pretrained import (
     load_tokenizer,
 )
 from karploop.errors import UserError
-from karploop.files import cache_folder, file_sha256
+from karploop.files import cache_folder, file_sha256, is_local
 from karploop.models.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -33,6 +33,7 @@ from karploop.models.checkpoint import (
     to_json,
 )
 from karploop.models.weights import Weights
+from karploop.roles.fetched import fetched
 
 _PACKAGE = "package:"
 _GENERATION = "generation_config.json"
@@ -62,8 +63,9 @@ class LocalModel:
         """Opens a model without reading its weights.
 
         Args:
-          path: a Hugging Face folder, a .gguf file, or "package:NAME" for an installed package
-            that carries a GGUF file (joined parts are kept under XDG_CACHE_HOME or ~/.cache).
+          path: a Hugging Face folder or a .gguf file, here or on an object store, or
+            "package:NAME" for an installed package that carries a GGUF file. Joined parts and
+            copies from a store are kept under XDG_CACHE_HOME or ~/.cache.
           execution: fields of ModelConfig that say how it runs: dtype, scan, remat.
 
         Raises:
@@ -71,6 +73,8 @@ class LocalModel:
         """
         if path.startswith(_PACKAGE):
             file = _from_package(path.removeprefix(_PACKAGE))
+        elif not is_local(path):
+            file = fetched(path)
         else:
             file = pathlib.Path(path)
         checkpoint = open_checkpoint(file)
