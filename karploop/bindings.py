@@ -65,7 +65,13 @@ class Bindings:
         self.model = {"model": asdict(policy.config), "prompting": policy.prompting.identity}
         # How long a completion may get is the task's choice, or else a setting.
         self.asked = self.model | ({"new": policy.completion_length} if policy.role else {})
-        self.limit = functools.partial(policy.limit, machinery.task)
+        # What every stage takes that samples from the policy.
+        self.sampling = dict(
+            sampler=machinery.sampler,
+            weights=machinery.weights,
+            prompting=policy.prompting,
+            limit=functools.partial(policy.limit, machinery.task),
+        )
         self.where = {"name": task["name"], "held_out": task["held_out"]}
         measured = {
             "difficulties": config.evaluate.difficulties,
@@ -189,10 +195,7 @@ class Bindings:
             "generate",
             functools.partial(
                 generate,
-                sampler=self.m.sampler,
-                weights=self.m.weights,
-                prompting=self.m.policy.prompting,
-                limit=self.limit,
+                **self.sampling,
                 config=self.config.generate,
             ),
             config=settings | self.asked | {"task": self.where["name"]},
@@ -295,10 +298,7 @@ class Bindings:
             "fitness",
             functools.partial(
                 fitness,
-                sampler=self.m.sampler,
-                weights=self.m.weights,
-                prompting=self.m.policy.prompting,
-                limit=self.limit,
+                **self.sampling,
                 task=task,
                 count=config.fitness_problems,
                 temperature=self.config.generate.temperature,
@@ -398,11 +398,8 @@ class Bindings:
             "evaluate",
             functools.partial(
                 evaluate,
-                sampler=self.m.sampler,
-                weights=self.m.weights,
-                prompting=self.m.policy.prompting,
+                **self.sampling,
                 task=self.m.task,
-                limit=self.limit,
                 config=self.config.evaluate,
             ),
             config=self.asked | {"task": self.where["name"]} | sampled,

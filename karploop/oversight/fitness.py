@@ -9,7 +9,6 @@ gold answer higher. Which is which it is not told, and no filter reads what come
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,12 +20,12 @@ from karploop.judging.model_judge import ModelJudge, Roles
 from karploop.judging.ranking import Group
 from karploop.models.weights import Weights
 from karploop.records import EXAMPLES_FILE, Examples
+from karploop.reporting.statistics import wilson
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.sampler import Sampler, batches
 from karploop.stages import Artifact, StageContext
 
 FITNESS_FILE = "fitness.json"
-_Z = 1.959964  # of a 95% interval
 
 
 @dataclass(frozen=True)
@@ -148,14 +147,6 @@ def measured(right: Sequence[bool], pairs: Sequence[tuple[float | None, float | 
         problems=len(right),
         policy=float(np.mean(right)) if right else 0.0,
         judge=share,
-        judge_low=None if share is None else wilson_low(share, len(wins)),
+        judge_low=None if share is None else wilson(share, len(wins))[0],
         coverage=len(known) / len(pairs) if pairs else 0.0,
     )
-
-
-def wilson_low(share: float, n: int) -> float:
-    """Lower end of the 95% interval of a share of n (Wilson 1927)."""
-    z2 = _Z**2 / n
-    middle = share + z2 / 2
-    half = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n))
-    return (middle - half) / (1 + z2)

@@ -75,11 +75,15 @@ def share_interval(
     # All right or all wrong: how far values go together does not show, and counts at its most.
     effective = share * (1 - share) / variance if variance else count
     effective = min(max(effective, 1.0), n)
+    return Estimate(n, share, *wilson(share, effective, confidence))
+
+
+def wilson(share: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a share of n independent values (Wilson 1927)."""
     z2 = float(special.ndtri((1 + confidence) / 2)) ** 2
-    middle = (share + z2 / (2 * effective)) / (1 + z2 / effective)
-    spread = share * (1 - share) / effective + z2 / (4 * effective**2)
-    half = math.sqrt(z2 * spread) / (1 + z2 / effective)
-    return Estimate(n, share, max(middle - half, 0.0), min(middle + half, 1.0))
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def compare_paired(
