@@ -26,7 +26,7 @@ LAYERS = [
     {"sampling", "judging", "filtering", "training"},
     {"oversight", "catalogue", "roles"},
     {"offline", "offline_remote", "offline_chain", "offline_judge", "offline_reward"},
-    {"lineage", "retention", "export"},
+    {"lineage", "retention", "export", "judge_study"},
     {"policy"},
     {"machinery"},
     {"bindings"},
