@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from karploop.chains.rendering import load_templates, read_text
-from karploop.config import TrainConfig
+from karploop.config import RegimeConfig, TrainConfig
 from karploop.curriculum import following, window
 from karploop.data.sources import OVERLAPS_FILE, held_out_sets, round_prompts, seed_data
 from karploop.data.tasks import home_module
@@ -129,19 +129,32 @@ class Bindings:
             )
         return self._train("warmup", self.config.warmup, BASE, member, {"seed": self.seed})
 
-    def train(self, index: int, member: int, params: Artifact, kept: list[Artifact]) -> Artifact:
-        inputs = {"seed": self.seed, "params": params}
-        inputs |= {f"kept_{i}": artifact for i, artifact in enumerate(kept)}
-        return self._train("train", self.config.train, index, member, inputs)
+    def train(
+        self,
+        index: int,
+        member: int,
+        params: Artifact,
+        base: Artifact,
+        kept: list[Artifact],
+    ) -> Artifact:
+        """Trains on what has been kept, from the parameters that the regime says."""
+        regime = self.config.regime
+        inputs = {"seed": self.seed, "params": base if regime.start == "base" else params}
+        inputs |= {f"kept_{i}": artifact for i, artifact in enumerate(self._recent(kept))}
+        decides = {"seed_share": regime.seed_share, "optimizer": regime.optimizer}
+        if regime.data == "budget":
+            decides["budget"] = regime.budget
+        return self._train("train", self.config.train, index, member, inputs, {"regime": decides})
 
-    def _train(self, name, config: TrainConfig, index, member, inputs) -> Artifact:
+    def _train(self, name, config: TrainConfig, index, member, inputs, more=None) -> Artifact:
         function = functools.partial(
             train,
             trainer=self.m.trainers[name],
             prompting=self.m.policy.prompting,
             config=config,
+            regime=self.config.regime if name == "train" else RegimeConfig(),
         )
-        settings = asdict(config)
+        settings = asdict(config) | (more or {})
         del settings["checkpoint_every"]  # how often a stage saves does not change what it learns
         if not config.lora.rank:
             del settings["lora"]  # its other keys are without effect
@@ -366,8 +379,11 @@ class Bindings:
         )
 
     def anything_to_train_on(self, kept: list[Artifact]) -> bool:
-        """Whether there are labelled rows, or rows of earlier rounds."""
-        return any(a.table(EXAMPLES_FILE).num_rows for a in [self.seed, *kept])
+        """Whether there are labelled rows, or rows of the rounds that the regime takes."""
+        return any(a.table(EXAMPLES_FILE).num_rows for a in [self.seed, *self._recent(kept)])
+
+    def _recent(self, kept: list[Artifact]) -> list[Artifact]:
+        return kept[-1:] if self.config.regime.data == "replace" else kept
 
     def next_difficulty(
         self, newest: int, samples: dict[int, Artifact], selection: Artifact

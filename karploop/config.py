@@ -201,6 +201,25 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class RegimeConfig:
+    """What each round trains on and starts from, and when the loop has had enough."""
+
+    # accumulate: the kept rows of all rounds; replace: this round's alone (arXiv 2404.01413);
+    # budget: so many, drawn anew each round from those of all (arXiv 2410.16713).
+    data: str = option("accumulate", choices=("accumulate", "replace", "budget"))
+    budget: int = option(2048, low=1)
+    # Of all draws, the share of labelled rows; 0: none where anything was kept; −1: such a row
+    # counts as any other.
+    seed_share: float = option(-1.0, low=-1.0, high=1.0)
+    start: str = option("continue", choices=("continue", "base"))  # parameters of each round
+    optimizer: str = option("reset", choices=("reset", "keep"))  # its moments from round to round
+    # The loop ends after so many rounds in which the mean held-out score did not rise by
+    # `min_gain`; 0: never.
+    patience: int = option(0, low=0)
+    min_gain: float = option(0.0, low=0.0)
+
+
+@dataclass(frozen=True)
 class ChainOptions:
     """What the chains leave open."""
 
@@ -334,6 +353,7 @@ class Config:
     filter: FilterConfig = FilterConfig()
     noise: NoiseConfig = NoiseConfig()
     train: TrainConfig = TrainConfig()
+    regime: RegimeConfig = RegimeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     retention: RetentionConfig = RetentionConfig()
 
@@ -426,6 +446,7 @@ def _check_consistency(config: Config) -> None:
                 f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
                 f"'config.model.max_length' of {config.model.max_length}"
             )
+    _check_regime(config)
     try:
         re.compile(config.filter.pattern)
     except re.error as error:
@@ -440,6 +461,25 @@ def _check_consistency(config: Config) -> None:
         )
     for stage in ("warmup", "train"):
         check_lora(getattr(config, stage).lora, config.model, f"config.{stage}.lora")
+
+
+def _check_regime(config: Config) -> None:
+    """Rules of what rounds train on."""
+    regime = config.regime
+    if -1 < regime.seed_share < 0:
+        raise UserError(
+            f"'config.regime.seed_share' is {regime.seed_share}: write a share from 0 to 1, or −1"
+        )
+    if max(regime.seed_share, 0) + config.train.newest_share > 1:
+        raise UserError(
+            f"'config.regime.seed_share' of {regime.seed_share} and 'config.train.newest_share' of "
+            f"{config.train.newest_share} are more than all draws: lower one"
+        )
+    if regime.optimizer == "keep" and regime.start == "base":
+        raise UserError(
+            "'config.regime.optimizer=keep' goes on with the moments of the round before, and "
+            "'config.regime.start=base' with other parameters than its: leave it at reset"
+        )
 
 
 def check_lora(lora: LoraConfig, model: ModelConfig, where: str = "lora") -> None:

@@ -7,10 +7,12 @@ state: run the same thing again and it goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from karploop import curriculum
 from karploop.bindings import BASE, Bindings, Round, by_member
+from karploop.catalogue import mean_exact_match
+from karploop.config import RegimeConfig
 from karploop.machinery import Machinery
 from karploop.records import EXAMPLES_FILE
 from karploop.stages import Artifact, Stages
@@ -33,8 +35,9 @@ def run(
     config = machinery.config
     loop = Bindings(machinery, stages)
     base = {member: loop.base(member) for member in range(config.members)}
-    after_round(loop.finish(BASE, by_member(loop.origin, base), base[0], base[0]))
-    params = base
+    finished = loop.finish(BASE, by_member(loop.origin, base), base[0], base[0])
+    after_round(finished)
+    params, scores = base, [mean_exact_match(finished.evals)]
     history = [base[0]]  # the first member's parameters, for roles that are bound to them
     kept: list[Artifact] = []
     newest = curriculum.first(config)
@@ -53,7 +56,7 @@ def run(
         done["watch"] = loop.watch(index, samples, selection)
         if selection.table(EXAMPLES_FILE).num_rows == 0:
             decision = config.filter.on_empty
-            if decision == "train" and not loop.anything_to_train_on(kept):
+            if decision == "train" and not loop.anything_to_train_on([*kept, selection]):
                 decision = "skip"
             reason = f"round {index}: the filter '{config.filter.name}' kept nothing"
             stages.progress.say(f"{reason}: {EMPTY[decision]}")
@@ -66,7 +69,27 @@ def run(
                 continue
         kept.append(loop.corrupt(index, selection))
         newest = loop.next_difficulty(newest, samples, selection)
-        params = {m: loop.train(index, m, params[m], kept) for m in params}
+        params = {m: loop.train(index, m, params[m], base[m], kept) for m in params}
         history.append(params[0])
-        after_round(loop.finish(index, done | by_member("train", params), params[0], base[0]))
+        finished = loop.finish(index, done | by_member("train", params), params[0], base[0])
+        scores.append(mean_exact_match(finished.evals))
+        finished.stopped = plateau(scores, config.regime)
+        after_round(finished)
+        if finished.stopped:
+            break
     return params
+
+
+def plateau(scores: Sequence[float | None], regime: RegimeConfig) -> str:
+    """Why the loop ends, if the last `patience` mean held-out scores rose by too little; else "".
+
+    Each is compared with the best one before those rounds, the base's among them.
+    """
+    recent, before = scores[-regime.patience :], scores[: -regime.patience]
+    known = [[score for score in some if score is not None] for some in (recent, before)]
+    if not regime.patience or not all(known) or max(known[0]) > max(known[1]) + regime.min_gain:
+        return ""
+    return (
+        f"the mean held-out score has not risen by more than {regime.min_gain:g} in "
+        f"{regime.patience} rounds, from {max(known[1]):.3f} ('config.regime.patience')"
+    )

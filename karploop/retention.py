@@ -1,7 +1,8 @@
 """Garbage collection: which files of a workdir nobody needs any more, and their removal.
 
-**What is large.** `params.safetensors`, and on request `samples.parquet` (a run whose samples were
-collected computes them again when it is resumed, so that is for finished work). Everything else
+**What is large.** `params.safetensors`, `optimizer.safetensors` where rounds hand it on, and on
+request `samples.parquet` (a run whose samples were collected computes them again when it is
+resumed, so that is for finished work). Everything else
 stays as long as any run refers to its stage: manifests, evals, metrics by step, rows used,
 verdicts, selections and kept examples are small, and reports and `experiments.trace` read them.
 
@@ -53,6 +54,7 @@ from karploop.records import SAMPLES_FILE
 from karploop.reporting.tables import round_label
 from karploop.schema import nearest
 from karploop.store import COLLECTED, Store, abandoned, write_atomic
+from karploop.training.moments import MOMENTS
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Policy:
 
     @property
     def large(self) -> tuple[str, ...]:
-        return (PARAMS_FILE, SAMPLES_FILE) if self.samples else (PARAMS_FILE,)
+        return (PARAMS_FILE, MOMENTS, *([SAMPLES_FILE] if self.samples else []))
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ def _large_of(catalogue: Catalogue, run: Run, rounds: Iterable[int]) -> set[tupl
         current = [name for name in names if name[0] in TRAINED] or current
         if round_ in rounds:
             found |= {(_base(catalogue, name), PARAMS_FILE) for name in current}
+            found |= {(name, MOMENTS) for name in current}
             found |= {(name, SAMPLES_FILE) for name in names if name[0] == "generate"}
     return found
 

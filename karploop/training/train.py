@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from karploop.config import TrainConfig
+from karploop.config import RegimeConfig, TrainConfig
 from karploop.data.prompting import Prompting
 from karploop.errors import RunFailed
 from karploop.mesh import barrier, to_host
-from karploop.records import EXAMPLES_FILE, Examples
+from karploop.records import Examples
 from karploop.stages import StageContext
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
+from karploop.training.mixture import mix
+from karploop.training.moments import restored, save_moments
 from karploop.training.optimizer import learning_rate
 from karploop.training.packing import pack, stream, tokenize
 from karploop.training.trainer import Metrics, Trainer
@@ -28,38 +29,30 @@ class Diverged(RunFailed):
     """The loss is not a number; the last good state is kept."""
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Examples laid end to end with the weight at which each is drawn."""
-
-    examples: Examples
-    weights_N: np.ndarray
-
-
 def train(
     context: StageContext,
     *,
     trainer: Trainer,
     prompting: Prompting,
     config: TrainConfig,
+    regime: RegimeConfig,
 ) -> None:
     """Supervised fine-tuning; writes parameters, metrics by step, and how often each row was used.
 
     Starts from inputs['params'], or from fresh parameters where there is no such input; an adapter
-    found there is trained further. Trains on inputs['seed'] and on inputs['kept_0'] … 'kept_r', the
-    selections of all rounds (accumulate, arXiv 2404.01413).
+    found there is trained further, and with `regime.optimizer=keep` the optimiser's state found
+    there is, too. Trains on inputs['seed'] and inputs['kept_0'] … 'kept_r' (see `mix`).
 
     Raises:
       Diverged: the loss became NaN or infinite; names the step and the batch's examples.
       Stopped: the user asked to stop; a checkpoint has been written.
     """
-    mixture = mix(context, config)
+    mixture = mix(context.inputs, config, regime, context.numpy_rng)
     examples = tokenize(
         prompting, mixture.examples.prompts, mixture.examples.completions, config.row_length
     )
-    batches = pack(
-        examples, stream(mixture.weights_N, context.numpy_rng), config.rows, config.row_length
-    )
+    order = stream(mixture.weights_N, context.numpy_rng)
+    batches = pack(examples, order, config.rows, config.row_length)
     checkpoints = open_checkpoints(context.partial, context.say)
     given = context.inputs.get("params")
     found = checkpoints.restore(trainer.abstract)
@@ -67,7 +60,10 @@ def train(
     if found:
         start, state, log = found[0], found[1], list(found[2])
     else:
-        start, state, log = 0, trainer.start(trainer.parts.begin(given, context.key)), []
+        start, log = 0, []
+        state = trainer.start(trainer.parts.begin(given, context.key))
+        if given and regime.optimizer == "keep":
+            state = restored(trainer, state, given)
     seen_N = np.zeros(len(examples), np.int64)
     for _, rows in itertools.islice(batches, start):  # the same stream as before the interruption
         np.add.at(seen_N, rows, 1)
@@ -107,36 +103,12 @@ def train(
     checkpoints.close()
     barrier("training finished")
     trainer.parts.save(state.params, given, context.directory)
+    if regime.optimizer == "keep":
+        save_moments(state.opt_state, context.directory)
     names = ["step", *Metrics._fields, "learning_rate", "tokens"]
     columns = np.array(log).T
     context.write_table(STEPS_FILE, pa.table(dict(zip(names, columns, strict=True))))
     context.write_table(ROWS_FILE, _usage(mixture.examples, seen_N))
-
-
-def mix(context: StageContext, config: TrainConfig) -> Mixture:
-    """Seed rows and the kept rows of every round (accumulate), each with its weight."""
-    kept = sorted((n for n in context.inputs if n.startswith("kept_")), key=lambda n: int(n[5:]))
-    parts = [
-        Examples.from_table(context.inputs[name].table(EXAMPLES_FILE)) for name in ["seed", *kept]
-    ]
-    examples = Examples.concatenate(parts)
-    newest_N = np.zeros(len(examples), bool)
-    if kept:
-        newest_N[-len(parts[-1]) :] = True
-    return Mixture(examples, draw_weights(examples.difficulty, newest_N, config))
-
-
-def draw_weights(difficulty_N: np.ndarray, newest_N: np.ndarray, config: TrainConfig) -> np.ndarray:
-    """How often each row is drawn, relative to the others (see `TrainConfig`)."""
-    weights_N = np.ones(len(difficulty_N))
-    if config.mixing == "by_difficulty":
-        values, place_N, counts = np.unique(difficulty_N, return_inverse=True, return_counts=True)
-        weights_N = (values / counts)[place_N]
-    if config.newest_share and newest_N.any() and not newest_N.all():
-        fresh, rest = weights_N[newest_N].sum(), weights_N[~newest_N].sum()
-        weights_N[newest_N] *= config.newest_share / fresh
-        weights_N[~newest_N] *= (1 - config.newest_share) / rest
-    return weights_N
 
 
 def _stop_if_asked(context: StageContext, checkpoints: Checkpoints | RemoteCheckpoints) -> None:

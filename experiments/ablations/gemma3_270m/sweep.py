@@ -63,6 +63,8 @@ def _tasks() -> Sweep:
             "train.row_length": 512,
             "rounds": 0,
         }
+        # Of short sentences many repeat a held-out one in other words and are dropped.
+        | ({"task.seed_problems": 16} if name == "order-three-words" else {})
         for name, (task, longest) in TASKS.items()
     }
     metrics = ("pass@1", "pass@8", "exact_match", "majority_answer", "random_answer", "problems")
