@@ -60,7 +60,6 @@ def grpo(rewards_S: np.ndarray, groups_S: np.ndarray) -> Advantages:
     that differ by rounding from being told apart. A group of equal rewards has advantages of 0.
     Arguments and errors as of `rloo`.
     """
-
     return _compare(rewards_S, groups_S, lambda x_G: x_G / (x_G.std(ddof=1) + _SMALLEST))
 
 
