@@ -171,8 +171,9 @@ def policy_loss(
         if kl_coefficient:
             losses_T += kl_coefficient * kl_T
     seen_T = counted_T.astype(shares_T.dtype)
+    clipped_T = clipped_T.astype(shares_T.dtype)
     wanted = (clipped_T, ratio_T, jnp.expm1(log_ratio_T) - log_ratio_T, kl_T, -logprobs_T)
-    means = (None if x is None else weighted_mean(full(x), seen_T, jnp.nan) for x in wanted)
+    means = (None if x is None else weighted_mean(x, seen_T, jnp.nan) for x in wanted)
     return jnp.sum(shares_T * losses_T), PolicyMetrics(*means)
 
 
