@@ -201,6 +201,45 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class PreferenceConfig:
+    """Which completions of a prompt make a pair of a better and a worse one."""
+
+    # best_worst: the highest and the lowest score; all_pairs: each with each; consistent: those
+    # that a judge decides alike in both orders.
+    pairing: str = option("best_worst", choices=("best_worst", "all_pairs", "consistent"))
+    margin: float = option(0.0, low=0.0)  # least difference of scores, besides that there is one
+    per_prompt: int = option(0, low=0)  # most pairs, those of the largest margins; 0: all
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What training minimises (`karploop/training/objectives.py`). A warm-up is supervised."""
+
+    # sft: imitate what was kept; dpo, ipo, simpo, orpo: prefer the better of a pair;
+    # policy_gradient: make samples likelier by their advantage.
+    name: str = option("sft", choices=("sft", "dpo", "ipo", "simpo", "orpo", "policy_gradient"))
+    weighting: str = option("token", choices=("token", "example"))  # sft: what counts the same
+    beta: float = option(0.1, low=0.0)  # dpo, ipo, simpo: of rewards
+    label_smoothing: float = option(0.0, low=0.0, high=0.5)  # dpo: how often a pair is wrong
+    sft: float = option(0.0, low=0.0)  # dpo: weight of likelihood of the better one
+    by_token: bool = False  # ipo: log-ratios are means over tokens
+    margin: float = option(0.5, low=0.0)  # simpo: between rewards
+    odds_weight: float = option(0.1, low=0.0)  # orpo
+    # What is not to be left (dpo, ipo, policy_gradient): the base, or the round's first parameters.
+    reference: str = option("base", choices=("base", "round"))
+    # policy_gradient
+    advantage: str = option("rloo", choices=("rloo", "grpo", "dr_grpo"))
+    reward: str = option("score", choices=("score", "raw"))  # raw: of a reward model, not its σ
+    clip_low: float = option(0.2, low=0.0, high=1.0)  # how far a ratio may fall; 0: any far
+    clip_high: float = option(0.2, low=0.0)  # … and rise
+    truncate: float = option(0.0, low=0.0)  # instead: the most a ratio counts; 0: off
+    aggregate: str = option("token", choices=("token", "sequence", "constant"))
+    kl: float = option(0.0, low=0.0)  # coefficient of the divergence from the reference
+    kl_in: str = option("loss", choices=("loss", "reward"))
+    kl_estimator: str = option("k3", choices=("k2", "k3"))  # in the loss
+
+
+@dataclass(frozen=True)
 class RegimeConfig:
     """What each round trains on and starts from, and when the loop has had enough."""
 
@@ -352,6 +391,8 @@ class Config:
     judge: JudgeConfig = JudgeConfig()
     filter: FilterConfig = FilterConfig()
     noise: NoiseConfig = NoiseConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     regime: RegimeConfig = RegimeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -21,6 +21,8 @@ SAMPLES_FILE = "samples.parquet"
 VERDICTS_FILE = "verdicts.parquet"
 SELECTION_FILE = "selection.parquet"
 EXAMPLES_FILE = "examples.parquet"
+PAIRS_FILE = "pairs.parquet"
+EPISODES_FILE = "episodes.parquet"
 PROMPTS_FILE = "prompts.parquet"
 HELD_OUT_FILE = "held_out.parquet"
 
@@ -150,6 +152,34 @@ class Examples(Record):
     completions: list[str]
     difficulty: IntColumn
     source: list[str]  # 'seed', or the key of the generate stage that wrote the completion
+    row: IntColumn  # the row in that stage's table
+
+
+@dataclass(frozen=True)
+class Contrasts(Record):
+    """A better and a worse completion of one prompt, each with where it came from."""
+
+    prompts: list[str]
+    chosen: list[str]
+    rejected: list[str]
+    difficulty: IntColumn
+    margin: FloatColumn  # the better one's score minus the worse one's
+    chosen_source: list[str]  # the key of the generate stage that wrote it
+    chosen_row: IntColumn  # the row in that stage's table
+    rejected_source: list[str]
+    rejected_row: IntColumn
+
+
+@dataclass(frozen=True)
+class Episodes(Record):
+    """Sampled tokens and how much better they were than others of their prompt."""
+
+    prompts: list[str]
+    tokens: list[list[int]]  # as sampled, the stop token included where one was drawn
+    logprobs: list[list[float]]  # unfiltered log-probability of each, when it was sampled
+    advantage: FloatColumn
+    difficulty: IntColumn
+    source: list[str]  # the key of the generate stage that wrote it
     row: IntColumn  # the row in that stage's table
 
 

@@ -1,4 +1,4 @@
-"""What a round trains on: labelled rows, and the kept rows of this round and of earlier ones."""
+"""What a round trains on: labelled rows, and what was kept in this round and in earlier ones."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from karploop.config import RegimeConfig, TrainConfig
-from karploop.records import EXAMPLES_FILE, Examples
+from karploop.records import Record
 from karploop.stages import Artifact
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Examples laid end to end with the weight at which each is drawn."""
+    """Rows laid end to end with the weight at which each is drawn."""
 
-    examples: Examples
+    rows: Record  # Examples, Contrasts or Episodes
     weights_N: np.ndarray
 
 
 def mix(
     inputs: Mapping[str, Artifact],
+    kind: type[Record],
+    file: str,
     config: TrainConfig,
     regime: RegimeConfig,
     rng: np.random.Generator,
@@ -29,29 +31,28 @@ def mix(
     """Labelled rows and the kept rows that the regime wants, each with its weight.
 
     Args:
-      inputs: 'seed', and 'kept_0' … 'kept_r', the selections of the rounds, newest last.
+      inputs: 'seed' where labelled rows are learnt from, and 'kept_0' … 'kept_r', of the rounds,
+        newest last.
+      kind: of record, in `file` of each.
     """
     kept = sorted((n for n in inputs if n.startswith("kept_")), key=lambda n: int(n[5:]))
-    parts = [Examples.from_table(inputs[name].table(EXAMPLES_FILE)) for name in ["seed", *kept]]
-    examples = Examples.concatenate(parts)
-    part_N = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    names = [*(["seed"] if "seed" in inputs else []), *kept]
+    parts = [kind.from_table(inputs[name].table(file)) for name in names]
+    part_N = np.repeat(names, [len(part) for part in parts])
+    chosen_N = np.ones(len(part_N), bool)
     if kept and regime.data == "budget":
-        own = np.flatnonzero(part_N > 0)
-        chosen = np.sort(rng.permutation(own)[: regime.budget])
-        at = np.concatenate([np.flatnonzero(part_N == 0), chosen])
-        examples = Examples.from_table(examples.to_table().take(at))
-        part_N = part_N[at]
-    seed_N, newest_N = part_N == 0, (part_N == len(kept)) & bool(kept)
-    if kept and regime.seed_share == 0 and not seed_N.all():
-        examples = Examples.from_table(examples.to_table().filter(~seed_N))
-        seed_N, newest_N = seed_N[~seed_N], newest_N[~seed_N]
-    shares = {}
+        own = np.flatnonzero(part_N != "seed")
+        chosen_N[rng.permutation(own)[regime.budget :]] = False
+    if kept and regime.seed_share == 0 and (part_N != "seed").any():
+        chosen_N &= part_N != "seed"
+    rows = kind.from_table(kind.concatenate(parts).to_table().filter(chosen_N))
+    part_N = part_N[chosen_N]
+    groups = []
     if kept and regime.seed_share > 0:
-        shares["seed"] = (seed_N, regime.seed_share)
-    if config.newest_share:
-        shares["newest"] = (newest_N, config.newest_share)
-    weights_N = draw_weights(examples.difficulty, config, *shares.values())
-    return Mixture(examples, weights_N)
+        groups.append((part_N == "seed", regime.seed_share))
+    if kept and config.newest_share:
+        groups.append((part_N == kept[-1], config.newest_share))
+    return Mixture(rows, draw_weights(rows.difficulty, config, *groups))
 
 
 def draw_weights(

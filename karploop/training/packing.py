@@ -1,14 +1,15 @@
-"""Packs tokenized examples into rows of one static shape, in an order fixed by a seed.
+"""Packs tokenized texts into rows of one static shape, in an order fixed by a seed.
 
-Several examples share a row; `segments` tells them apart (0 is padding) and attention stays within
+Several texts share a row; `segments` tells them apart (0 is padding) and attention stays within
 each. Only completions and their stop token are targets: a prompt's tokens are the task's choice,
-not the model's.
+not the model's. What an objective knows of a token or of a text, such as its advantage, travels
+beside it. Texts that are compared with one another make a unit, and a unit is never torn apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,47 +17,70 @@ import numpy as np
 from karploop.data.prompting import Prompting
 from karploop.errors import UserError
 
+_SHORTEST = 4  # tokens; a batch has room for so many texts as rows hold of these
+
 
 class Batch(NamedTuple):
     """One step's rows."""
 
     tokens_BxL: np.ndarray  # int32, what the model reads
     targets_BxL: np.ndarray  # int32, the token after each
-    weights_BxL: np.ndarray  # float32, 1 where the target is learnt from
+    weights_BxL: np.ndarray  # float32, above 0 where the target is learnt from
     segments_BxL: np.ndarray  # int32, 1 … within a row; 0 on padding
     positions_BxL: np.ndarray  # int32, from 0 within each segment
+    places_BxL: np.ndarray  # int32, which of the batch's texts, unit by unit; 0 on padding
+    by_token: dict[str, np.ndarray]  # float32, of each target; shaped like the rows
+    by_text: dict[str, np.ndarray]  # float32, of each place up to `places(rows, row_length)`
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """An example ready to pack."""
+    """A text ready to pack."""
 
     tokens: np.ndarray  # int32: start token, prompt, completion, stop token
     prompt_length: int  # tokens before the completion, start token included
+    weight: float = 1.0  # of each of its targets
+    by_token: Mapping[str, np.ndarray] = field(default_factory=dict)  # of each of its targets
+    by_text: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are learnt from."""
+        return len(self.tokens) - self.prompt_length
+
+
+Unit = Sequence[Tokenized]  # all units of a stage have as many texts
 
 
 def tokenize(
     prompting: Prompting, prompts: Sequence[str], completions: Sequence[str], row_length: int
 ) -> list[Tokenized]:
     """Raises UserError for an example that no row can hold."""
-    examples = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        start, end = prompting.example(prompt, completion)
-        tokens = [*start, *end]
-        if len(tokens) - 1 > row_length:
-            raise UserError(
-                f"a training example takes {len(tokens) - 1} tokens, 'row_length' is {row_length}: "
-                f"raise it (and 'config.model.max_length'); the example: '{prompt}{completion}'"
-            )
-        examples.append(Tokenized(np.array(tokens, np.int32), len(start)))
-    return examples
+    return [
+        checked(prompting.example(prompt, completion), row_length, prompt + completion)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def checked(
+    tokens: tuple[Sequence[int], Sequence[int]], row_length: int, text: str, **more
+) -> Tokenized:
+    """A prompt's and a completion's tokens as one text. Raises UserError: no row can hold it."""
+    start, end = tokens
+    length = len(start) + len(end) - 1
+    if length > row_length:
+        raise UserError(
+            f"a training example takes {length} tokens, 'row_length' is {row_length}: raise it "
+            f"(and 'config.model.max_length'); the example: '{text}'"
+        )
+    return Tokenized(np.array([*start, *end], np.int32), len(start), **more)
 
 
 def stream(weights_N: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
-    """Endless indices of examples, drawn in proportion to their weights.
+    """Endless indices of units, drawn in proportion to their weights.
 
-    Goes in passes as long as the data: an example of mean weight comes once in every pass, in a
-    random place; one of weight 1.5 times the mean once or twice. Equal weights give plain epochs.
+    Goes in passes as long as the data: a unit of mean weight comes once in every pass, in a random
+    place; one of weight 1.5 times the mean once or twice. Equal weights give plain epochs.
     """
     copies_N = weights_N / weights_N.mean()
     while True:
@@ -64,38 +88,79 @@ def stream(weights_N: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
         yield from rng.permutation(np.repeat(np.arange(len(copies_N)), whole_N)).tolist()
 
 
-def pack(
-    examples: Sequence[Tokenized], order: Iterator[int], rows: int, row_length: int
-) -> Iterator[tuple[Batch, list[int]]]:
-    """Batches of `rows` rows, and the examples in each; first fit, in the order given.
+def places(rows: int, row_length: int) -> int:
+    """The most texts of a batch; even, so that pairs fill it."""
+    return 2 * max(rows * row_length // (2 * _SHORTEST), 1)
 
-    An example that fits in no row of the batch opens the next batch.
+
+def pack(
+    units: Sequence[Unit], order: Iterator[int], rows: int, row_length: int
+) -> Iterator[tuple[Batch, list[int]]]:
+    """Batches of `rows` rows, and the units in each; first fit, in the order given.
+
+    A unit that does not fit into the batch opens the next one. The last batch of an order that
+    ends may be nearly empty.
+
+    Raises:
+      UserError: the texts of one unit do not fit into a batch together.
     """
-    waiting = next(order)
-    while True:
-        batch = Batch(*(np.zeros((rows, row_length), t) for t in _DTYPES))
-        used, segments, taken = [0] * rows, [0] * rows, []
-        while True:
-            length = len(examples[waiting].tokens) - 1
-            row = next((r for r in range(rows) if used[r] + length <= row_length), None)
-            if row is None:
+    waiting = next(order, None)
+    while waiting is not None:
+        batch, taken = _empty(units[waiting], rows, row_length), []
+        used, segments, count = [0] * rows, [0] * rows, 0
+        while waiting is not None:
+            at = _fit(units[waiting], used, row_length)
+            if at is None or count + len(at) > places(rows, row_length):
                 break
-            segments[row] += 1
-            _place(batch, row, used[row], segments[row], examples[waiting])
-            used[row] += length
+            for text, row in zip(units[waiting], at, strict=True):
+                segments[row] += 1
+                _place(batch, row, used[row], segments[row], count, text)
+                used[row] += len(text.tokens) - 1
+                count += 1
             taken.append(waiting)
-            waiting = next(order)
+            waiting = next(order, None)
+        if not taken:
+            raise UserError(
+                f"{len(units[waiting])} texts that are compared do not fit into a batch of {rows} "
+                f"rows of {row_length} tokens together: raise 'rows' or 'row_length'"
+            )
         yield batch, taken
 
 
-_DTYPES = (np.int32, np.int32, np.float32, np.int32, np.int32)
+def _empty(like: Unit, rows: int, row_length: int) -> Batch:
+    arrays = (np.zeros((rows, row_length), t) for t in _DTYPES)
+    by_token = {name: np.zeros((rows, row_length), np.float32) for name in like[0].by_token}
+    many = places(rows, row_length)
+    return Batch(*arrays, by_token, {name: np.zeros(many, np.float32) for name in like[0].by_text})
 
 
-def _place(batch: Batch, row: int, start: int, segment: int, example: Tokenized) -> None:
-    length = len(example.tokens) - 1
+_DTYPES = (np.int32, np.int32, np.float32, np.int32, np.int32, np.int32)
+
+
+def _fit(unit: Unit, used: Sequence[int], row_length: int) -> list[int] | None:
+    """A row for each text of a unit, or None where there is not one for all."""
+    used, at = list(used), []
+    for text in unit:
+        length = len(text.tokens) - 1
+        row = next((r for r, u in enumerate(used) if u + length <= row_length), None)
+        if row is None:
+            return None
+        used[row] += length
+        at.append(row)
+    return at
+
+
+def _place(batch: Batch, row: int, start: int, segment: int, place: int, text: Tokenized) -> None:
+    length = len(text.tokens) - 1
     span = slice(start, start + length)
-    batch.tokens_BxL[row, span] = example.tokens[:-1]
-    batch.targets_BxL[row, span] = example.tokens[1:]
-    batch.weights_BxL[row, start + example.prompt_length - 1 : start + length] = 1.0
+    learnt = slice(start + text.prompt_length - 1, start + length)
+    batch.tokens_BxL[row, span] = text.tokens[:-1]
+    batch.targets_BxL[row, span] = text.tokens[1:]
+    batch.weights_BxL[row, learnt] = text.weight
     batch.segments_BxL[row, span] = segment
     batch.positions_BxL[row, span] = np.arange(length)
+    batch.places_BxL[row, span] = place
+    for name, values in text.by_token.items():
+        batch.by_token[name][row, learnt] = values
+    for name, value in text.by_text.items():
+        batch.by_text[name][place] = value

@@ -1,11 +1,14 @@
-"""The training stages: `warmup` on seed data from scratch, `train` on all that has been kept."""
+"""The training stages: `warmup` on labelled rows from scratch, `train` on what has been kept."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 import pyarrow as pa
 
@@ -13,16 +16,18 @@ from karploop.config import RegimeConfig, TrainConfig
 from karploop.data.prompting import Prompting
 from karploop.errors import RunFailed
 from karploop.mesh import barrier, to_host
-from karploop.records import Examples
 from karploop.stages import StageContext
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
+from karploop.training.lessons import RECORDS, Origin, origins, units, with_reference
 from karploop.training.mixture import mix
 from karploop.training.moments import restored, save_moments
 from karploop.training.optimizer import learning_rate
-from karploop.training.packing import pack, stream, tokenize
+from karploop.training.packing import pack, stream
+from karploop.training.reference import logprobs_of
 from karploop.training.trainer import Metrics, Trainer
 
 STEPS_FILE, ROWS_FILE = "steps.parquet", "rows.parquet"
+_COLUMNS = ("step", "loss", "accuracy", "grad_norm", "learning_rate", "tokens")
 
 
 class Diverged(RunFailed):
@@ -37,22 +42,30 @@ def train(
     config: TrainConfig,
     regime: RegimeConfig,
 ) -> None:
-    """Supervised fine-tuning; writes parameters, metrics by step, and how often each row was used.
+    """Minimises the trainer's objective; writes parameters, metrics by step, and how often each
+    row was used.
 
     Starts from inputs['params'], or from fresh parameters where there is no such input; an adapter
     found there is trained further, and with `regime.optimizer=keep` the optimiser's state found
-    there is, too. Trains on inputs['seed'] and inputs['kept_0'] … 'kept_r' (see `mix`).
+    there is, too. Trains on inputs['seed'] and inputs['kept_0'] … 'kept_r' (see `mix`), and is held
+    to inputs['reference'] by objectives that have one.
 
     Raises:
-      Diverged: the loss became NaN or infinite; names the step and the batch's examples.
+      Diverged: the loss became NaN or infinite; names the step and the batch's rows.
       Stopped: the user asked to stop; a checkpoint has been written.
     """
-    mixture = mix(context.inputs, config, regime, context.numpy_rng)
-    examples = tokenize(
-        prompting, mixture.examples.prompts, mixture.examples.completions, config.row_length
-    )
+    objective = trainer.objective
+    kind, file = RECORDS[objective.lesson]
+    mixture = mix(context.inputs, kind, file, config, regime, context.numpy_rng)
+    learnt = units(mixture.rows, prompting, objective.config, config.row_length)
+    texts = origins(mixture.rows)
+    if objective.reference:
+        params = trainer.weights.load(context.inputs["reference"])
+        found = logprobs_of(learnt, functools.partial(trainer.logprobs, params), config)
+        learnt = with_reference(learnt, found, objective.reference)
+        del params
     order = stream(mixture.weights_N, context.numpy_rng)
-    batches = pack(examples, order, config.rows, config.row_length)
+    batches = pack(learnt, order, config.rows, config.row_length)
     checkpoints = open_checkpoints(context.partial, context.say)
     given = context.inputs.get("params")
     found = checkpoints.restore(trainer.abstract)
@@ -64,7 +77,7 @@ def train(
         state = trainer.start(trainer.parts.begin(given, context.key))
         if given and regime.optimizer == "keep":
             state = restored(trainer, state, given)
-    seen_N = np.zeros(len(examples), np.int64)
+    seen_N = np.zeros(len(learnt), np.int64)
     for _, rows in itertools.islice(batches, start):  # the same stream as before the interruption
         np.add.at(seen_N, rows, 1)
 
@@ -75,13 +88,16 @@ def train(
         if pending is None:
             return ""
         step, metrics, rows = pending
-        values = [float(x) for x in to_host(metrics)]
-        if not all(map(math.isfinite, values)):
+        loss, accuracy, grad_norm, more = jax.tree.map(float, to_host(metrics))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             kept = checkpoints.discard(step)  # the parameters that this step began with, if saved
-            raise Diverged(_blame(step, Metrics(*values), mixture.examples, rows, kept))
-        tokens = sum(len(examples[row].tokens) - 1 for row in rows)
-        log.append([step, *values, learning_rate(config.optimizer, step, config.steps), tokens])
-        return f"loss {values[0]:.4f}"
+            blamed = [origin for row in rows for origin in texts[row]]
+            raise Diverged(_blame(step, loss, grad_norm, blamed, kept))
+        tokens = sum(len(text.tokens) - 1 for row in rows for text in learnt[row])
+        rate = learning_rate(config.optimizer, step, config.steps)
+        others = [more[name] for name in objective.measures]
+        log.append([step, loss, accuracy, grad_norm, rate, tokens, *others])
+        return f"loss {loss:.4f}"
 
     with context.progress(config.steps, "steps") as progress:
         progress.advance(start)
@@ -105,10 +121,9 @@ def train(
     trainer.parts.save(state.params, given, context.directory)
     if regime.optimizer == "keep":
         save_moments(state.opt_state, context.directory)
-    names = ["step", *Metrics._fields, "learning_rate", "tokens"]
-    columns = np.array(log).T
+    names, columns = [*_COLUMNS, *objective.measures], np.array(log).T
     context.write_table(STEPS_FILE, pa.table(dict(zip(names, columns, strict=True))))
-    context.write_table(ROWS_FILE, _usage(mixture.examples, seen_N))
+    context.write_table(ROWS_FILE, _usage(texts, seen_N))
 
 
 def _stop_if_asked(context: StageContext, checkpoints: Checkpoints | RemoteCheckpoints) -> None:
@@ -119,27 +134,29 @@ def _stop_if_asked(context: StageContext, checkpoints: Checkpoints | RemoteCheck
         raise
 
 
-def _usage(examples: Examples, seen_N: np.ndarray) -> pa.Table:
+def _usage(texts: Sequence[tuple[Origin, ...]], seen_N: np.ndarray) -> pa.Table:
     """Which rows entered an update, and how often; what lineage is traced by."""
-    used = np.flatnonzero(seen_N)
+    used: Counter[Origin] = Counter()
+    for unit in np.flatnonzero(seen_N):
+        used.update(dict.fromkeys(texts[unit], int(seen_N[unit])))
     return pa.table(
         {
-            "source": [examples.source[i] for i in used],
-            "row": examples.row[used],
-            "times": seen_N[used],
+            "source": [source for source, _ in used],
+            "row": pa.array([row for _, row in used], pa.int64()),
+            "times": pa.array(used.values(), pa.int64()),
         }
     )
 
 
 def _blame(
-    step: int, metrics: Metrics, examples: Examples, rows: Sequence[int], kept: int | None
+    step: int, loss: float, grad_norm: float, texts: Sequence[Origin], kept: int | None
 ) -> str:
-    shown = ", ".join(f"{examples.source[r][:12]}:{examples.row[r]}" for r in rows[:5])
+    shown = ", ".join(f"{source[:12]}:{row}" for source, row in texts[:5])
     state = (
         "there is no earlier checkpoint" if kept is None else f"the state of step {kept} is kept"
     )
     return (
-        f"the loss is {metrics.loss} and its gradient {metrics.grad_norm} at step {step}: training "
-        f"stops here; {state}. The batch holds {len(rows)} examples, first {shown}. Lower the "
-        "learning rate or the gradient's clip_norm, then run again"
+        f"the loss is {loss} and its gradient {grad_norm} at step {step}: training stops here; "
+        f"{state}. The batch holds {len(texts)} examples, first {shown}. Lower the learning rate "
+        "or the gradient's clip_norm, then run again"
     )

@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from karploop.config import LoraConfig, OptimizerConfig
-from karploop.mesh import batch_sharding, put, replicated
+from karploop.config import LoraConfig, ObjectiveConfig, OptimizerConfig
+from karploop.mesh import batch_sharding, put, replicated, to_host
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
 from karploop.models.weights import Weights
+from karploop.training.objectives import Objective, make_objective
 from karploop.training.optimizer import make_optimizer
 from karploop.training.packing import Batch
 from karploop.training.parts import make_parts
@@ -25,42 +27,56 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step, over the target tokens of its batch."""
+    """Of one step, over its batch."""
 
-    loss: jax.Array  # mean negative log-likelihood, nats a token
-    accuracy: jax.Array  # share of tokens whose most probable prediction is right
+    loss: jax.Array  # of the objective; supervised, mean negative log-likelihood, nats a token
+    accuracy: jax.Array  # weighted share of targets whose most probable prediction is right
     grad_norm: jax.Array  # global norm before clipping
+    more: dict[str, jax.Array]  # of the objective; NaN where there was nothing to measure
 
 
-def sft_loss(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy over target tokens (each token counts the same), and their accuracy."""
+def target_logprobs(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target, and whether it is the most probable token; see
+    `token_logprobs`."""
     hidden_BxLxE, _ = model.apply(
         params, batch.tokens_BxL, packed_mask(batch.segments_BxL), batch.positions_BxL
     )
-    logprobs_BxL, right_BxL = token_logprobs(
-        model, params, hidden_BxLxE, batch.targets_BxL, batch.weights_BxL > 0
-    )
+    return token_logprobs(model, params, hidden_BxLxE, batch.targets_BxL, batch.weights_BxL > 0)
+
+
+def measure(
+    model: Decoder, objective: Objective, params: Any, batch: Batch
+) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+    """The objective's loss; token accuracy, and what else the objective reports."""
+    logprobs_BxL, right_BxL = target_logprobs(model, params, batch)
+    loss, more = objective.loss(logprobs_BxL, batch)
     count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
-    loss = -(logprobs_BxL * batch.weights_BxL).sum() / count
-    return loss, jnp.sum(batch.weights_BxL, where=right_BxL) / count
+    return loss, (jnp.sum(batch.weights_BxL, where=right_BxL) / count, more)
 
 
-_OFF = LoraConfig()
+_OFF, _SFT = LoraConfig(), make_objective(ObjectiveConfig(), longest=1)
 
 
 class Trainer:
-    """Optimiser state and the jitted step of one optimiser over one architecture.
+    """Optimiser state and the jitted step of one optimiser and objective over one architecture.
 
     All `jax.jit` calls of training stand here, with their shardings and what they donate: the
     state, which holds what is trained. What is frozen is an argument of every step and is not.
     """
 
-    def __init__(self, weights: Weights, config: OptimizerConfig, lora: LoraConfig = _OFF):
+    def __init__(
+        self,
+        weights: Weights,
+        config: OptimizerConfig,
+        lora: LoraConfig = _OFF,
+        objective: Objective = _SFT,
+    ):
         """Raises UserError: the model lacks a matrix that `lora` names."""
-        self.mesh = weights.mesh
+        self.weights, self.mesh, self.objective = weights, weights.mesh, objective
         self.parts = parts = make_parts(weights, lora)
         model, optimizer = weights.model, make_optimizer(config)
         whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
+        self._batch_shardings = Batch(*([rows] * 6), by_token=rows, by_text=whole)
         abstract = jax.eval_shape(optimizer.init, parts.abstract)
         opt_shardings = _follow(abstract, parts.shardings, whole)
         self.shardings = TrainState(parts.shardings, opt_shardings)
@@ -72,22 +88,29 @@ class Trainer:
 
         def step(state: TrainState, frozen: Any, batch: Batch, rate: jax.Array):
             def loss_of(trained):
-                return sft_loss(model, parts.assemble(trained, frozen), batch)
+                return measure(model, objective, parts.assemble(trained, frozen), batch)
 
-            (loss, accuracy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            (loss, (accuracy, more)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params
+            )
             with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and rates
                 updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-            metrics = Metrics(loss, accuracy, optax.tree.norm(grads))
+            metrics = Metrics(loss, accuracy, optax.tree.norm(grads), more)
             return TrainState(params, opt_state), metrics
 
         self._step = jax.jit(
             step,
-            in_shardings=(self.shardings, parts.frozen_shardings, rows, whole),
+            in_shardings=(self.shardings, parts.frozen_shardings, self._batch_shardings, whole),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
         )
         self._init_opt = jax.jit(optimizer.init, out_shardings=opt_shardings)
+        self._logprobs = jax.jit(
+            lambda params, batch: target_logprobs(model, params, batch)[0],
+            in_shardings=(weights.shardings, self._batch_shardings),
+            out_shardings=whole,
+        )
 
     def start(self, trained: Any) -> TrainState:
         """Fresh optimiser state around what is trained, which the first step donates."""
@@ -101,9 +124,17 @@ class Trainer:
         Args:
           frozen: as `parts.frozen` gives it; nothing where all parameters are trained.
         """
-        rows = batch_sharding(self.mesh)
-        on_device = Batch(*(put(array, rows) for array in batch))
-        return self._step(state, frozen, on_device, jnp.float32(rate))
+        return self._step(state, frozen, self._put(batch), jnp.float32(rate))
+
+    def logprobs(self, params: Any, batch: Batch) -> np.ndarray:
+        """What whole parameters say of a batch's targets, logprobs_BxL, as a step would see it."""
+        return to_host(self._logprobs(params, self._put(batch)))
+
+    def _put(self, batch: Batch) -> Batch:
+        def laid(sharding: NamedSharding, part: Any) -> Any:
+            return jax.tree.map(lambda array: put(array, sharding), part)
+
+        return Batch(*map(laid, self._batch_shardings, batch))
 
 
 def _follow(opt_state: Any, shardings: Any, otherwise: NamedSharding) -> Any:

@@ -1,0 +1,98 @@
+"""From kept rows, pairs or episodes to units that training packs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from karploop.config import ObjectiveConfig
+from karploop.data.prompting import Prompting
+from karploop.records import (
+    EPISODES_FILE,
+    EXAMPLES_FILE,
+    PAIRS_FILE,
+    Contrasts,
+    Episodes,
+    Examples,
+    Record,
+)
+from karploop.training.objectives import EPISODES, EXAMPLES, PAIRS
+from karploop.training.packing import Tokenized, Unit, checked, tokenize
+
+RECORDS: dict[str, tuple[type[Record], str]] = {  # by what an objective learns from
+    EXAMPLES: (Examples, EXAMPLES_FILE),
+    PAIRS: (Contrasts, PAIRS_FILE),
+    EPISODES: (Episodes, EPISODES_FILE),
+}
+Origin = tuple[str, int]  # the stage that wrote a text, and its row there
+
+
+def units(
+    rows: Record, prompting: Prompting, config: ObjectiveConfig, row_length: int
+) -> list[Unit]:
+    """A unit for each row.
+
+    Raises:
+      UserError: one that no row of a batch can hold.
+    """
+    if isinstance(rows, Examples):
+        texts = tokenize(prompting, rows.prompts, rows.completions, row_length)
+        if config.weighting == "example":
+            texts = [replace(text, weight=1 / text.targets) for text in texts]
+        return [(text,) for text in texts]
+    if isinstance(rows, Contrasts):
+        present = {"present": 1.0}
+        sides = (
+            tokenize(prompting, rows.prompts, completions, row_length)
+            for completions in (rows.chosen, rows.rejected)
+        )
+        return [
+            tuple(replace(text, by_text=present) for text in pair)
+            for pair in zip(*sides, strict=True)
+        ]
+    assert isinstance(rows, Episodes)
+    return [(_episode(rows, i, prompting, row_length),) for i in range(len(rows))]
+
+
+def _episode(rows: Episodes, i: int, prompting: Prompting, row_length: int) -> Tokenized:
+    """Sampled tokens behind what they were sampled from, examples included."""
+    prompt = [*prompting.prefix, *prompting.prompt(rows.prompts[i])]
+    return checked(
+        (prompt, rows.tokens[i]),
+        row_length,
+        rows.prompts[i],
+        by_token={"sampler": np.array(rows.logprobs[i], np.float32)},
+        by_text={"present": 1.0, "advantage": float(rows.advantage[i])},
+    )
+
+
+def origins(rows: Record) -> list[tuple[Origin, ...]]:
+    """Where the texts of each unit come from."""
+    if isinstance(rows, Contrasts):
+        chosen = zip(rows.chosen_source, rows.chosen_row.tolist(), strict=True)
+        rejected = zip(rows.rejected_source, rows.rejected_row.tolist(), strict=True)
+        return list(zip(chosen, rejected, strict=True))
+    return [(origin,) for origin in zip(rows.source, rows.row.tolist(), strict=True)]
+
+
+def with_reference(
+    given: Sequence[Unit], logprobs: Sequence[Sequence[np.ndarray]], by: str
+) -> list[Unit]:
+    """Units that carry what the reference says of them.
+
+    Args:
+      logprobs: of each text of each unit, of its targets.
+      by: "text": their sum; "token": each.
+    """
+
+    def carry(text: Tokenized, of_targets: np.ndarray) -> Tokenized:
+        if by == "token":
+            return replace(text, by_token=dict(text.by_token) | {"reference": of_targets})
+        return replace(text, by_text=dict(text.by_text) | {"reference": float(of_targets.sum())})
+
+    return [
+        tuple(carry(text, x) for text, x in zip(unit, found, strict=True))
+        for unit, found in zip(given, logprobs, strict=True)
+    ]

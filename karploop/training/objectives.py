@@ -1,0 +1,153 @@
+"""What training minimises: from log-probabilities of a packed batch to a loss.
+
+An objective sees log-probabilities of targets and what the batch carries beside them, and nothing
+of the model. Which units it wants, and what each text must bring, is said beside its function.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from karploop.config import ObjectiveConfig
+from karploop.training.packing import Batch
+from karploop.training.policy_losses import PolicyMetrics, policy_loss, token_shares
+from karploop.training.preference_losses import (
+    PairLogprobs,
+    PreferenceMetrics,
+    dpo,
+    ipo,
+    orpo,
+    simpo,
+)
+
+EXAMPLES, PAIRS, EPISODES = "examples", "pairs", "episodes"  # what an objective learns from
+Measured = tuple[jax.Array, dict[str, jax.Array]]  # the loss, and means to report beside it
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss, and what it wants.
+
+    Attributes:
+      lesson: EXAMPLES, PAIRS (a better and a worse text each) or EPISODES (sampled tokens with
+        their advantage).
+      reference: "" or what is to be known of each text by the reference: its sum over targets
+        ("text") or each of them ("token").
+      measures: names of what is reported beside the loss.
+    """
+
+    config: ObjectiveConfig
+    lesson: str
+    reference: str
+    measures: tuple[str, ...]
+    loss: Callable[[jax.Array, Batch], Measured]
+
+
+def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
+    """The objective called `config.name`.
+
+    Args:
+      longest: most tokens of a completion, by which `aggregate=constant` divides.
+    """
+    lesson, reference, measures, function = _OBJECTIVES[config.name]
+    if lesson == EPISODES:
+        function = functools.partial(function, longest=longest)
+        reference = "token" if config.kl else ""
+        measures = tuple(name for name in measures if reference or name != _KL)
+    return Objective(config, lesson, reference, measures, functools.partial(function, config))
+
+
+def _sft(config: ObjectiveConfig, logprobs_BxL: jax.Array, batch: Batch) -> Measured:
+    """Weighted mean cross-entropy of targets: all count the same, or all texts do."""
+    count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
+    return -(logprobs_BxL * batch.weights_BxL).sum() / count, {}
+
+
+class _Sums(NamedTuple):
+    """Of the texts of a batch, by place."""
+
+    logprobs_T: jax.Array
+    lengths_T: jax.Array
+
+
+def _sums(logprobs_BxL: jax.Array, batch: Batch) -> _Sums:
+    """Log-probabilities of whole completions."""
+    learnt_BxL = (batch.weights_BxL > 0).astype(jnp.float32)
+    count = len(batch.by_text["present"])
+
+    def by_text(x_BxL):
+        return jax.ops.segment_sum(x_BxL.ravel(), batch.places_BxL.ravel(), count)
+
+    return _Sums(by_text(logprobs_BxL * learnt_BxL), by_text(learnt_BxL))
+
+
+def _preference(config: ObjectiveConfig, logprobs_BxL: jax.Array, batch: Batch) -> Measured:
+    """The better text of a pair stands at an even place, the worse one behind it."""
+    sums = _sums(logprobs_BxL, batch)
+    (chosen_P, rejected_P), (chosen_lengths_P, rejected_lengths_P) = (
+        (x_T[::2], x_T[1::2]) for x_T in sums
+    )
+    present_P = batch.by_text["present"][::2]
+    pairs = PairLogprobs(chosen_P, rejected_P, chosen_lengths_P, rejected_lengths_P, present_P)
+    if config.name == "simpo":
+        loss, metrics = simpo(pairs, beta=config.beta, margin=config.margin)
+    elif config.name == "orpo":
+        loss, metrics = orpo(pairs, odds_weight=config.odds_weight)
+    else:
+        reference_T = batch.by_text["reference"]
+        given = (pairs, reference_T[::2], reference_T[1::2])
+        if config.name == "ipo":
+            loss, metrics = ipo(*given, beta=config.beta, by_token=config.by_token)
+        else:
+            smoothing, sft = config.label_smoothing, config.sft
+            loss, metrics = dpo(*given, beta=config.beta, label_smoothing=smoothing, sft=sft)
+    return loss, dict(zip(_OF_PAIRS, metrics, strict=True))
+
+
+def _policy_gradient(
+    config: ObjectiveConfig, logprobs_BxL: jax.Array, batch: Batch, *, longest: int
+) -> Measured:
+    """Every target of an episode has its text's advantage."""
+    present_T = batch.by_text["present"]
+    wanted_BxL, constant = batch.weights_BxL > 0, None
+    if config.aggregate == "constant":
+        constant = float(longest)
+    shares_BxL = token_shares(
+        wanted_BxL, batch.places_BxL, len(present_T), config.aggregate, constant
+    )
+    if config.aggregate == "constant":  # of a mean over completions
+        shares_BxL /= jnp.maximum(present_T.sum(), 1.0)
+    loss, metrics = policy_loss(
+        logprobs_BxL,
+        batch.by_token["sampler"],
+        batch.by_text["advantage"][batch.places_BxL],
+        shares_BxL,
+        clip_low=config.clip_low or math.inf,
+        clip_high=config.clip_high or math.inf,
+        truncate=config.truncate or None,
+        reference_T=batch.by_token.get("reference"),
+        kl_coefficient=config.kl if config.kl_in == "loss" else 0.0,
+        kl_estimator=config.kl_estimator,
+    )
+    found = dict(zip(_OF_EPISODES, metrics, strict=True))
+    return loss, {name: value for name, value in found.items() if value is not None}
+
+
+_OF_PAIRS = tuple(f"preference/{name}" for name in PreferenceMetrics._fields)
+_OF_EPISODES = tuple(f"policy/{name}" for name in PolicyMetrics._fields)
+_KL = "policy/kl_reference"
+_OBJECTIVES = {
+    "sft": (EXAMPLES, "", (), _sft),
+    "dpo": (PAIRS, "text", _OF_PAIRS, _preference),
+    "ipo": (PAIRS, "text", _OF_PAIRS, _preference),
+    "simpo": (PAIRS, "", _OF_PAIRS, _preference),
+    "orpo": (PAIRS, "", _OF_PAIRS, _preference),
+    "policy_gradient": (EPISODES, "", _OF_EPISODES, _policy_gradient),
+}
