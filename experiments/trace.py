@@ -98,9 +98,10 @@ def _decision_tree(decision: Trace) -> Tree:
     verdict = decision["verdict"]
     reason = f": {decision['reason']}" if decision["reason"] else ""
     said = _verdict_line(verdict) if verdict else "no judge: the filter asks for none"
+    gold = [(f"gold labels select: {_verdict_line(decision['gold'])}", [])] * bool(decision["gold"])
     return (
         f"{outcome} by the filter '{decision['filter']}'{reason}   {_title(decision)}",
-        [(said, []), _runs_leaf(decision)],
+        [(said, []), *gold, _runs_leaf(decision)],
     )
 
 
