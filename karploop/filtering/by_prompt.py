@@ -16,7 +16,7 @@ from karploop.filtering.registry import (
 )
 from karploop.records import Selection, Verdicts
 
-_ROUNDING = 1e-9  # 0.9 − 0.8 is a margin of 0.1
+_ROUNDING = 1e-9  # 0.9 − 0.8 is a margin of 0.1, and 0.1 + 0.2 ties with 0.3
 
 
 @register("best", judge=SCORES, keys=())
@@ -81,7 +81,7 @@ def margin_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Sel
             alone_S[rows] = True
             continue
         lead = score_S[rows[0]] - score_S[runner_up]
-        if lead > 0 and lead >= config.margin - _ROUNDING:
+        if lead > max(_ROUNDING, config.margin - _ROUNDING):
             chosen_S[rows[0]] = True
         else:
             close_S[rows] = True

@@ -14,8 +14,10 @@ from karploop.config import FilterConfig
 from karploop.filtering.registry import chosen_rows, decide, register, wanted
 from karploop.records import Samples, Selection
 
+_FEATURES = 2**14  # that the pieces of texts are hashed to
 _HASHES = 128  # of a MinHash
 _SEED = 1  # of its permutations, the same for every run
+_STRICTEST = 0.9  # bound for candidates: above it the hashes would be in too few bands
 _RECALL = (0.1, 0.9)  # weights of false positives, which are checked, and of false negatives
 
 
@@ -50,7 +52,8 @@ def near_duplicates_filter(samples, verdicts, config: FilterConfig, rng) -> Sele
         num_perm=_HASHES,
         seed=_SEED,
     )
-    index = MinHashLSH(threshold=config.similarity, num_perm=_HASHES, weights=_RECALL)
+    bound = min(config.similarity, _STRICTEST)
+    index = MinHashLSH(threshold=bound, num_perm=_HASHES, weights=_RECALL)
     kept = []
     for row, hashed in zip(rows, hashes, strict=True):
         candidates = index.query(hashed)
@@ -87,6 +90,7 @@ def _farthest(samples: Samples, rows: np.ndarray, config: FilterConfig, count: i
         token_pattern=r"\S+",
         ngram_range=(1, config.shingle_size),
         lowercase=False,
+        n_features=_FEATURES,
         alternate_sign=False,
     )
     vectors = vectorizer.transform([samples.completions[row] for row in rows])
@@ -99,7 +103,7 @@ def _farthest(samples: Samples, rows: np.ndarray, config: FilterConfig, count: i
         place = int(np.argmax(distance_N))
         chosen.append(place)
         group = groups[place]
-        to_it_M = 1 - (parts[group] @ vectors[place].T).toarray().ravel()
+        to_it_M = 1 - parts[group] @ vectors[place].toarray().ravel()
         distance_N[members[group]] = np.minimum(distance_N[members[group]], to_it_M)
         distance_N[place] = -np.inf
     return rows[chosen]
