@@ -72,6 +72,7 @@ def margin_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Sel
     score_S = verdicts.score_S
     eligible = rng.permutation(np.flatnonzero(samples.finished_S & ~np.isnan(score_S)))
     best_first = eligible[np.argsort(-score_S[eligible], kind="stable")]
+    least = max(_ROUNDING, config.margin - _ROUNDING)
     alone_S, close_S = np.zeros(len(samples), bool), np.zeros(len(samples), bool)
     chosen_S = np.zeros(len(samples), bool)
     for rows in rows_by_prompt(samples, best_first).values():
@@ -80,8 +81,7 @@ def margin_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Sel
         if runner_up is None:
             alone_S[rows] = True
             continue
-        lead = score_S[rows[0]] - score_S[runner_up]
-        if lead > max(_ROUNDING, config.margin - _ROUNDING):
+        if score_S[rows[0]] - score_S[runner_up] > least:
             chosen_S[rows[0]] = True
         else:
             close_S[rows] = True

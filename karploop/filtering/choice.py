@@ -27,7 +27,7 @@ def choose(config: Config) -> tuple[Filter, Filter | None]:
                 f"'{chosen.name}' does not let it: leave it empty or take a filter by itself that "
                 "reads 'count' (random, quantile, diverse, oracle)"
             )
-    if reads_gold(chosen, matched) and not config.filter.allow_gold:
+    if not config.filter.allow_gold and reads_gold(chosen, matched):
         raise UserError(
             f"the filter '{chosen.name}' selects by gold labels, which makes a diagnostic and no "
             "result: set 'config.filter.allow_gold=True' if that is meant"
