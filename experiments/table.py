@@ -18,6 +18,7 @@ from karploop.errors import UserError
 from karploop.reporting import tables
 from karploop.reporting.arms import read_arms, read_summary
 from karploop.reporting.comparison import (
+    DIAGNOSTIC,
     Group,
     Results,
     compare,
@@ -25,6 +26,7 @@ from karploop.reporting.comparison import (
     default_metrics,
     difference_rows,
     footnote,
+    marked,
     mean_rows,
 )
 from karploop.reporting.plots import ArmResult, comparison_plot
@@ -42,7 +44,7 @@ def sweep_groups(workdir: pathlib.Path, arms: Sequence) -> list[Group]:
     for arm in arms:
         summary = read_summary(workdir, arm.run) if arm.status == "done" else None
         found.setdefault(arm.group, {})[arm.overrides.get(SEED)] = summary
-    return [Group(name, summaries) for name, summaries in found.items()]
+    return [Group(marked(name, of.values()), of) for name, of in found.items()]
 
 
 def run_groups(workdir: pathlib.Path) -> list[Group]:
@@ -69,7 +71,7 @@ def run_groups(workdir: pathlib.Path) -> list[Group]:
         summaries = found.setdefault(name, {})
         # Two runs of one config and seed have one result, if either has it.
         summaries[config.get(SEED)] = summary or summaries.get(config.get(SEED))
-    return [Group(name, summaries) for name, summaries in found.items()]
+    return [Group(marked(name, of.values()), of) for name, of in found.items()]
 
 
 def write_tables(
@@ -127,6 +129,8 @@ def main(argv: list[str]) -> int:
     summaries = [s for group in groups for s in group.summaries.values() if s is not None]
     metrics = args.metric or metrics or default_metrics(summaries)
     baseline = args.baseline or baseline or groups[0].name
+    if baseline + DIAGNOSTIC in {group.name for group in groups}:
+        baseline += DIAGNOSTIC
     results = compare(groups, metrics, baseline)
     output = pathlib.Path(args.output) if args.output else output
     print(write_tables(groups, results, baseline, title, output))

@@ -95,12 +95,13 @@ def _sample_tree(trace: Trace) -> Tree:
 
 def _decision_tree(decision: Trace) -> Tree:
     outcome = {True: "kept", False: "dropped", None: "decision unknown"}[decision["kept"]]
-    verdict = decision["verdict"]
+    verdict, gold = decision["verdict"], decision["gold"]
     reason = f": {decision['reason']}" if decision["reason"] else ""
     said = _verdict_line(verdict) if verdict else "no judge: the filter asks for none"
+    seen = [(f"gold labels select: {_verdict_line(gold)}", [])] if gold else []
     return (
         f"{outcome} by the filter '{decision['filter']}'{reason}   {_title(decision)}",
-        [(said, []), _runs_leaf(decision)],
+        [(said, []), *seen, _runs_leaf(decision)],
     )
 
 

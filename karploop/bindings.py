@@ -16,6 +16,8 @@ from karploop.config import RegimeConfig, TrainConfig
 from karploop.curriculum import following, window
 from karploop.data.sources import OVERLAPS_FILE, held_out_sets, round_prompts, seed_data
 from karploop.data.tasks import home_module
+from karploop.filtering.choice import at_round
+from karploop.filtering.choice import settings as filter_settings
 from karploop.filtering.noise import corrupt
 from karploop.filtering.select import select
 from karploop.fingerprint import fingerprint
@@ -250,14 +252,16 @@ class Bindings:
         """
         if self.m.judge:
             return self._judge_by_model(index, samples, history)
-        if not self.m.tally:
-            return None
+        return self._tally(self.m.tally, index, samples) if self.m.tally else None
+
+    def _tally(self, name: str, index: int, samples: dict[int, Artifact]) -> Artifact:
+        """The verdicts of 'verifier' or 'vote'."""
         config = self.config.judge
-        voters = {"voters": config.voters} if self.m.tally == "vote" else {}
+        voters = {"voters": config.voters} if name == "vote" else {}
         return self._run(
             "judge",
-            functools.partial(judge, name=self.m.tally, task=self.m.task, config=config),
-            config={"judge": self.m.tally, "task": self.where["name"]} | voters,
+            functools.partial(judge, name=name, task=self.m.task, config=config),
+            config={"judge": name, "task": self.where["name"]} | voters,
             inputs=_inputs(samples),
             rng=self._rng(index),
             keyed=False,
@@ -331,28 +335,19 @@ class Bindings:
         return {"fitness": found}, objection if config.fitness == "stop" else ""
 
     def filter(self, index: int, samples: dict[int, Artifact], verdicts) -> Artifact:
-        config = self.config.filter
-        settings = asdict(config)
-        del settings["on_empty"]
-        return self._run_filter(
-            functools.partial(select, chosen=self.m.chosen, matched=self.m.matched, config=config),
-            settings,
-            _inputs(samples) | ({"verdicts": verdicts} if verdicts else {}),
-            index,
-        )
-
-    def _run_filter(self, function, settings, inputs, index) -> Artifact:
-        names = self.config.filter
-        modules = (self.m.chosen.function.__module__, *_home(names.name))
-        if self.m.matched:
-            modules += (self.m.matched.function.__module__, *_home(names.match))
+        """The selection, by the settings of the round that the filter declares to read."""
+        chosen, matched = self.m.chosen, self.m.matched
+        config = at_round(self.config, index)
+        inputs = _inputs(samples) | ({"verdicts": verdicts} if verdicts else {})
+        if self.m.reads_gold:
+            inputs["gold"] = self._tally("verifier", index, samples)
         return self.stages.run(
             "filter",
-            function,
-            config=settings,
+            functools.partial(select, chosen=chosen, matched=matched, config=config),
+            config=filter_settings(chosen, matched, config),
             inputs=inputs,
             rng=self._rng(index),
-            modules=modules,
+            modules=(*chosen.modules, *(matched.modules if matched else ())),
         )
 
     def corrupt(self, index: int, selection: Artifact) -> Artifact:
@@ -426,6 +421,8 @@ class Bindings:
         metrics = {}
         if "fitness" in done:
             metrics = read_fitness(done["fitness"]).metrics()
+        if self.m.reads_gold:
+            metrics["selected_by_gold"] = float("filter" in done)
         if "watch" in done:
             metrics |= json.loads(done["watch"].path(WATCH_FILE).read_text())
             overlaps = json.loads(done["prompts"].path(OVERLAPS_FILE).read_text())

@@ -330,15 +330,37 @@ class JudgeConfig:
 class FilterConfig:
     """Which samples become training rows."""
 
-    name: str = "verifier"  # a registered filter, or "package.module:ATTRIBUTE"
+    # A registered filter, "package.module:ATTRIBUTE", or several of them as one: chain(a, b), each
+    # of which sees what the former kept, or all_of(a, b), all of which must keep a row.
+    name: str = "verifier"
     agreement: float = option(0.8, low=0.0, high=1.0)  # vote: least share of voters that agree
+    votes: int = option(0, low=0)  # vote: least number of them, in place of the share; 0: the share
     slack: int = option(1, low=0)  # length: characters a completion may lack to the batch's longest
-    rate: float = option(0.5, low=0.0, high=1.0)  # random, quantile: share kept, without `match`
-    threshold: float = option(0.5, low=0.0, high=1.0)  # threshold: least score
+    # random, quantile, diverse: share of the samples that is kept, without `count` or `match`.
+    rate: float = option(0.5, low=0.0, high=1.0)
+    # random, quantile, diverse, oracle: rows kept; -1: the share, of oracle one row a prompt.
+    count: int = option(-1, low=-1)
+    # random, quantile, diverse, oracle: keep as many rows as this other filter would.
+    match: str = ""
+    threshold: float = option(0.5, low=0.0, high=1.0)  # threshold: least score in round 0 …
+    threshold_step: float = option(0.0, low=0.0, high=1.0)  # … what it rises by each round …
+    threshold_last: float = option(1.0, low=0.0, high=1.0)  # … and where that ends
+    margin: float = option(0.1, low=0.0, high=1.0)  # margin: least lead over the runner-up's score
+    cap: int = option(1, low=1)  # cap, top_k: most rows of a prompt
+    # duplicates, near_duplicates, diverse: whose completions are compared, a prompt's or all.
+    among: str = option("prompt", choices=("prompt", "all"))
+    # near_duplicates, diverse: what texts are cut into, and how many of them make one piece.
+    shingle: str = option("characters", choices=("characters", "words"))
+    shingle_size: int = option(3, low=1, high=64)
+    similarity: float = option(0.8, low=0.1, high=1.0)  # near_duplicates: of pieces, least Jaccard
+    # perplexity: bounds on the mean negative log-probability a token, as a quantile or in nats.
+    nll_low: float = option(0.0, low=0.0)
+    nll_high: float = option(0.9, low=0.0)
+    nll_by: str = option("quantile", choices=("quantile", "nats"))
+    pattern: str = r"\s*-?\d+\s*"  # parses: regular expression that the whole completion matches
+    allow_gold: bool = False  # oracle: gold labels may select, for a diagnostic, marked as such
     # What a missing verdict does: the row is dropped, or the run stops.
     missing: str = option("drop", choices=("drop", "stop"))
-    match: str = ""  # random: keep as many rows as this other filter would
-    pattern: str = r"\s*-?\d+\s*"  # parses: regular expression that the whole completion matches
     # When nothing is kept: end the loop, go on to the next round, or train on the earlier data.
     on_empty: str = option("stop", choices=("stop", "skip", "train"))
 
@@ -468,7 +490,8 @@ def _check_consistency(config: Config) -> None:
     if sum(size == -1 for size in sizes.values()) > 1 or 0 in sizes.values():
         raise UserError(f"'config.mesh' wants positive sizes and at most one −1, got {sizes}")
     _check_model(config.model)
-    if config.judge.voters == "members" and config.filter.name == "vote" and config.members < 2:
+    asked = re.findall(r"[\w.:]+", f"{config.filter.name} {config.filter.match}")
+    if config.judge.voters == "members" and "vote" in asked and config.members < 2:
         raise UserError(
             "'config.judge.voters=members' counts votes over independently seeded models: "
             "set 'config.members' to 2 or more (5 in arXiv 2502.01612)"
@@ -488,12 +511,7 @@ def _check_consistency(config: Config) -> None:
                 f"'config.model.max_length' of {config.model.max_length}"
             )
     _check_regime(config)
-    try:
-        re.compile(config.filter.pattern)
-    except re.error as error:
-        raise UserError(
-            f"'config.filter.pattern' is no regular expression ({error}): {config.filter.pattern!r}"
-        ) from error
+    _check_filter(config.filter)
     if config.warmup.lora.rank:
         raise UserError(
             f"'config.warmup.lora.rank' is {config.warmup.lora.rank}: a warm-up starts from fresh "
@@ -520,6 +538,26 @@ def _check_regime(config: Config) -> None:
         raise UserError(
             "'config.regime.optimizer=keep' goes on with the moments of the round before, and "
             "'config.regime.start=base' with other parameters than its: leave it at reset"
+        )
+
+
+def _check_filter(wanted: FilterConfig) -> None:
+    """Rules between the keys of a filter."""
+    try:
+        re.compile(wanted.pattern)
+    except re.error as error:
+        raise UserError(
+            f"'config.filter.pattern' is no regular expression ({error}): {wanted.pattern!r}"
+        ) from error
+    if wanted.threshold_step and wanted.threshold > wanted.threshold_last:
+        raise UserError(
+            f"'config.filter.threshold' of {wanted.threshold} rises to "
+            f"'config.filter.threshold_last' of {wanted.threshold_last}, which is below it"
+        )
+    if wanted.nll_low > wanted.nll_high or (wanted.nll_by == "quantile" and wanted.nll_high > 1):
+        raise UserError(
+            f"'config.filter.nll_low' is {wanted.nll_low} and 'config.filter.nll_high' "
+            f"{wanted.nll_high}: want low below high, and with 'nll_by=quantile' both in 0 … 1"
         )
 
 

@@ -184,8 +184,8 @@ def _decisions(catalogue: Catalogue, name: Name, row: int) -> tuple[list[Trace],
     for reader in catalogue.readers(name, ("filter",), "samples"):
         at = _place(catalogue, reader, name, row)
         decision = _row(catalogue, reader, SELECTION_FILE, at) or {}
-        judge = catalogue.input(reader, "verdicts")
-        read |= {judge}
+        judge, gold = catalogue.input(reader, "verdicts"), catalogue.input(reader, "gold")
+        read |= {judge, gold}
         decisions.append(
             _stage(catalogue, reader)
             | {
@@ -194,6 +194,7 @@ def _decisions(catalogue: Catalogue, name: Name, row: int) -> tuple[list[Trace],
                 "kept": decision.get("kept_S"),
                 "reason": decision.get("reasons"),
                 "verdict": _verdict(catalogue, judge, at) if judge else None,
+                "gold": _verdict(catalogue, gold, at) if gold else None,
             }
         )
     others = [n for n in catalogue.readers(name, ("judge",), "samples") if n not in read]

@@ -15,7 +15,8 @@ from karploop.config import MODELS, TALLIES, Config
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
-from karploop.filtering.filters import SCORES, Filter, get_filter
+from karploop.filtering.choice import choose, judge_name, reads_gold
+from karploop.filtering.registry import Filter
 from karploop.judging.model_judge import ModelJudge, make_judge
 from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
@@ -50,8 +51,13 @@ class Machinery:
     @property
     def tally(self) -> str:
         """'verifier' or 'vote', if that judges; else empty."""
-        name = _judge_name(self.config, self.matched or self.chosen)
+        name = judge_name(self.config, self.chosen, self.matched)
         return name if name in TALLIES else ""
+
+    @property
+    def reads_gold(self) -> bool:
+        """Whether a filter sees gold labels beside what the judge says: a diagnostic."""
+        return reads_gold(self.chosen, self.matched)
 
 
 def prepare(config: Config) -> Machinery:
@@ -63,14 +69,8 @@ def prepare(config: Config) -> Machinery:
       UserError: anything that would fail later, found now.
     """
     task = get_task(config.task.name)
-    chosen = get_filter(config.filter.name)
-    matched = get_filter(config.filter.match) if config.filter.match else None
-    if matched and config.filter.name != "random":
-        raise UserError(
-            f"'config.filter.match' is read by the filter 'random' alone, and the filter is "
-            f"'{config.filter.name}': leave it empty or set 'config.filter.name=random'"
-        )
-    name = _judge_name(config, matched or chosen)
+    chosen, matched = choose(config)
+    name = judge_name(config, chosen, matched)
     mesh = make_mesh(config.mesh)
     policy = make_policy(config, task)
     _check_rows(config, policy, mesh)
@@ -124,28 +124,6 @@ def _chain(config: Config) -> Chain | None:
     chain = get_chain(generate.chain, generate.options, "config.generate.chain")
     load_templates(ask.template for ask in chain.asks() if ask.template)
     return chain
-
-
-def _judge_name(config: Config, reader: Filter) -> str:
-    """The judge whose verdicts the filter reads; empty if it reads none.
-
-    Raises UserError: the config names another one, or none where one is wanted.
-    """
-    asked, filter_name = config.judge.name, config.filter.match or config.filter.name
-    if reader.judge == SCORES:
-        if not asked:
-            raise UserError(
-                f"the filter '{filter_name}' reads scores, and 'config.judge.name' says nobody's: "
-                f"set it to one of {', '.join((*MODELS, *TALLIES))}"
-            )
-        return asked
-    if asked not in ("", reader.judge):
-        reads = f"the judge '{reader.judge}'" if reader.judge else "no judge"
-        raise UserError(
-            f"'config.judge.name' is '{asked}', and the filter '{filter_name}' reads {reads}: "
-            "leave it empty, or take a filter of scores (threshold, quantile, best)"
-        )
-    return reader.judge or ""
 
 
 def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:

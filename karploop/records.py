@@ -56,6 +56,16 @@ class Record:
         schema = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields])
         return pa.table({f.name: getattr(self, f.name) for f in fields}, schema=schema)
 
+    def take(self, rows: np.ndarray):
+        """The record of these rows alone, in the order in which they are given."""
+        columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return type(self)(
+            **{
+                name: column[rows] if isinstance(column, np.ndarray) else [column[r] for r in rows]
+                for name, column in columns.items()
+            }
+        )
+
     @classmethod
     def from_table(cls, table: pa.Table):
         columns = {}
@@ -142,6 +152,19 @@ class Selection(Record):
 
     kept_S: BoolColumn
     reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Pairs(Record):
+    """Completions of one prompt by two, of which a judge calls one better; P is a row a pair."""
+
+    prompt_id_P: IntColumn
+    prompts: list[str]
+    chosen_P: IntColumn  # the better one's row among the samples …
+    rejected_P: IntColumn  # … and the worse one's
+    difficulty_P: IntColumn
+    margin_P: FloatColumn  # by how much their scores differ, above 0
+    member_P: IntColumn  # which of the independently seeded models wrote the better one
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,17 @@ def test_overrides_are_read_as_the_type_of_their_key():
         ({"train.lora.targets": ""}, "'config.train.lora.targets' names ''"),
         ({"warmup.lora.rank": "4"}, "there is nothing in them to adapt"),
         ({"filter.name": "vote", "judge.voters": "members"}, "set 'config.members' to 2 or more"),
+        ({"filter.match": "vote", "judge.voters": "members"}, "set 'config.members' to 2 or more"),
+        (
+            {"filter.name": "chain(vote, cap)", "judge.voters": "members"},
+            "set 'config.members' to 2 or more",
+        ),
+        (
+            {"filter.threshold_step": "0.1", "filter.threshold_last": "0.4"},
+            "rises to 'config.filter.threshold_last' of 0.4",
+        ),
+        ({"filter.nll_low": "0.95"}, "want low below high"),
+        ({"filter.nll_high": "1.5"}, "both in 0 … 1"),
     ],
 )
 def test_bad_settings_are_refused_with_key_and_remedy(overrides, message):
@@ -182,9 +193,10 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     reads: set[tuple[str, str]] = set()
     _record_reads(monkeypatch, reads)
     stretched = {"model": dict(_STRETCHED, scan=True, remat="dots")}
+    by_text = ("near_duplicates", "perplexity", "diverse", "cap")
     muon = {"warmup": {"optimizer": {"name": "muon"}}}
     variants = [
-        {"filter": {"name": "random"}} | stretched,
+        {"filter": {"name": f"chain({', '.join(by_text)})"}} | stretched,
         {"filter": {"name": "parses", "on_empty": "train"}},
         {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}}
         | {"train": {"mixing": "by_difficulty"}, "regime": {"data": "budget", "patience": 1}},
@@ -202,7 +214,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
         "prompt.max_new_tokens": "8",
         "train.row_length": "256",
         "evaluate.samples": "2",
-        "filter.name": "threshold",
+        "filter.name": "all_of(threshold, margin)",
         "judge.name": "rubric",
         "generate.chain": "answer",
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hand_made import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,23 +21,6 @@ from karploop.judging.vote import vote
 from karploop.records import Samples, Verdicts
 
 REVERSE = get_task("reverse")
-
-
-def samples(rows, difficulty=None) -> Samples:
-    """Rows of (prompt id, member, completion, finished); prompts are '<id digit>2='."""
-    count = len(rows)
-    return Samples(
-        prompt_id_S=np.array([r[0] for r in rows]),
-        sample_S=np.arange(count),
-        member_S=np.array([r[1] for r in rows]),
-        difficulty_S=np.array(difficulty if difficulty is not None else [2] * count),
-        prompts=[f"{r[0]}2=" for r in rows],
-        completions=[r[2] for r in rows],
-        finished_S=np.array([r[3] for r in rows]),
-        tokens=[[3] * len(r[2]) for r in rows],
-        logprobs=[[-1.0] * len(r[2]) for r in rows],
-        entropy_S=np.zeros(count),
-    )
 
 
 def apply(name, rows, verdicts=None, seed=0, difficulty=None, **config):

@@ -80,7 +80,7 @@ def copy(tmp_path):
 @pytest.mark.parametrize(
     "module, stages",
     [
-        ("karploop.filtering.filters", {"filter"}),
+        ("karploop.filtering.registry", {"filter"}),
         ("karploop.judging.vote", {"judge"}),
         ("karploop.training.packing", {"train"}),
         ("karploop.sampling.rollout", {"generate", "evaluate"}),
@@ -97,11 +97,11 @@ def test_a_change_reaches_the_stages_that_run_it(copy, module, stages):
 
 
 def test_comments_docstrings_and_layout_do_not_count(copy):
-    path = copy.folder / "karploop/filtering/filters.py"
+    path = copy.folder / "karploop/filtering/registry.py"
     before = copy.versions()
-    text = path.read_text().replace('"""Keeps ', '"""KEEPS ')
+    text = path.read_text().replace('"""The ', '"""THE ')
     path.write_text(f"# a comment\n{text}\n\n\n# the end\n")
-    assert path.read_text().count("KEEPS") >= 2
+    assert path.read_text().count("THE ") >= 2
     assert copy.versions() == before
 
 
@@ -188,7 +188,8 @@ def test_values_in_a_users_file_count(package, forget, tmp_path):
             "my_fp_values.py",
             f"""
             from karploop.data.tasks import ReverseAddition
-            from karploop.filtering.filters import Filter, length_filter, no_filter
+            from karploop.filtering.by_form import length_filter, no_filter
+            from karploop.filtering.filters import Filter
 
             TASK = ReverseAddition(name="mine", interleave={interleave})
             FILTER = Filter("mine", {function}.function, None)

@@ -9,7 +9,7 @@ import numpy as np
 
 from karploop.config import FilterConfig
 from karploop.errors import UserError
-from karploop.filtering.filters import Filter
+from karploop.filtering.registry import Filter, Said
 from karploop.records import (
     EXAMPLES_FILE,
     SELECTION_FILE,
@@ -27,24 +27,27 @@ def select(
 ) -> None:
     """Writes `selection.parquet`, aligned with the samples, and the kept rows as examples.
 
-    With `matched`, the number of rows that this other filter would keep sets the rate of the
+    With `matched`, the number of rows that this other filter would keep is the `count` of the
     chosen one. Only that number passes from one to the other.
     """
     samples = Samples.gather(context.inputs)
-    verdicts = None
-    if "verdicts" in context.inputs:
-        verdicts = Verdicts.from_table(context.inputs["verdicts"].table(VERDICTS_FILE))
-    if verdicts is not None and config.missing == "stop":
-        _check_all_judged(samples, verdicts)
+    said = Said(_verdicts(context, "verdicts"), _verdicts(context, "gold"))
+    if said.verdicts is not None and config.missing == "stop":
+        _check_all_judged(samples, said.verdicts)
     with context.progress(len(samples), "samples") as progress:
         if matched is not None:
-            other = matched.function(samples, verdicts, config, context.numpy_rng)
-            config = dataclasses.replace(config, rate=float(np.mean(other.kept_S)))
-        seen = verdicts if chosen.judge else None
-        selection = chosen.function(samples, seen, config, context.numpy_rng)
+            other = matched.select(samples, said, config, context.numpy_rng)
+            config = dataclasses.replace(config, count=int(other.kept_S.sum()))
+        selection = chosen.select(samples, said, config, context.numpy_rng)
         progress.advance(len(samples), note=f"kept {int(selection.kept_S.sum())}")
     context.write_table(SELECTION_FILE, selection.to_table())
     context.write_table(EXAMPLES_FILE, _kept(context, samples, selection).to_table())
+
+
+def _verdicts(context: StageContext, name: str) -> Verdicts | None:
+    if name not in context.inputs:
+        return None
+    return Verdicts.from_table(context.inputs[name].table(VERDICTS_FILE))
 
 
 def _check_all_judged(samples: Samples, verdicts: Verdicts) -> None:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from karploop.data.tasks import Task
-from karploop.filtering.filters import NO_VERDICT
+from karploop.filtering.registry import NO_VERDICT
 from karploop.records import SELECTION_FILE, Samples, Selection
 from karploop.stages import StageContext
 

@@ -20,6 +20,7 @@ from karploop.reporting.tables import split_eval
 from karploop.schema import nearest
 
 MISSING = "missing"
+DIAGNOSTIC = " (selects by gold)"  # behind the name of a group whose runs are no results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Cell:
     values: Mapping[Hashable, float]  # by seed, only those measured
     estimate: Estimate
     comparison: Comparison | None  # with the baseline; None for the baseline itself
+
+
+def marked(name: str, summaries: Iterable[Mapping[str, Any] | None]) -> str:
+    """The name of a group of these runs, which says if they are diagnostics."""
+    return name + DIAGNOSTIC * any("diagnostic" in s for s in summaries if s is not None)
 
 
 # metric -> group name -> cell

@@ -59,6 +59,7 @@ def model_card(
         f"loop: the model answers problems of `{_code(task['name'])}`, the filter "
         f"`{_code(kept['name'])}` chooses among its answers, and it is trained on those ({how}, "
         f"{train['steps']} steps a round).",
+        *([f"Not a result: {_code(summary['diagnostic'])}."] if "diagnostic" in summary else []),
         "## Data",
         _data_table(rounds, task),
         "## Held-out scores",

@@ -66,11 +66,16 @@ def measured(summary: dict[str, Any]) -> list[str]:
 
 
 def run_table(summary: dict[str, Any], width: int = 100) -> str:
-    """All that was measured of a run, as text: by difficulty, or metric by metric."""
+    """All that was measured of a run, as text: by difficulty, or metric by metric.
+
+    What makes the run a diagnostic, if it is one, stands behind it.
+    """
     if is_by_round(summary):
-        return metrics_table(summary, width)
-    shown = [m for m in measured(summary) if m.startswith("pass@")]
-    return "\n\n".join(accuracy_table(summary, m, width) for m in ("exact_match", *shown))
+        tables = [metrics_table(summary, width)]
+    else:
+        shown = [m for m in measured(summary) if m.startswith("pass@")]
+        tables = [accuracy_table(summary, m, width) for m in ("exact_match", *shown)]
+    return "\n\n".join([*tables, *([summary["diagnostic"]] if "diagnostic" in summary else [])])
 
 
 _SHARES = ("exact_match", "distinct", "majority_answer", "random_answer")
