@@ -19,6 +19,7 @@ from karploop.data.tasks import home_module
 from karploop.filtering.choice import at_round
 from karploop.filtering.choice import settings as filter_settings
 from karploop.filtering.noise import corrupt
+from karploop.filtering.pairs import pairs
 from karploop.filtering.select import select
 from karploop.fingerprint import fingerprint
 from karploop.judging.by_model import judge_by_model
@@ -37,6 +38,10 @@ from karploop.roles.remote import RemoteRole
 from karploop.sampling.by_chain import generate_by_chain
 from karploop.sampling.generate import generate
 from karploop.stages import Artifact, Rng, Stages
+from karploop.training.experience import experience
+from karploop.training.lessons import RECORDS
+from karploop.training.objectives import EXAMPLES, PAIRS
+from karploop.training.objectives import settings as objective_settings
 from karploop.training.train import train
 
 BASE = -1  # the round before the first
@@ -140,13 +145,25 @@ class Bindings:
         kept: list[Artifact],
     ) -> Artifact:
         """Trains on what has been kept, from the parameters that the regime says."""
-        regime = self.config.regime
-        inputs = {"seed": self.seed, "params": base if regime.start == "base" else params}
+        regime, objective = self.config.regime, self.m.trainers["train"].objective
+        start = base if regime.start == "base" else params
+        inputs = {"params": start} | ({"seed": self.seed} if self._labelled else {})
         inputs |= {f"kept_{i}": artifact for i, artifact in enumerate(self._recent(kept))}
+        if objective.reference:
+            inputs["reference"] = self._reference(params, base)
         decides = {"seed_share": regime.seed_share, "optimizer": regime.optimizer}
         if regime.data == "budget":
             decides["budget"] = regime.budget
-        return self._train("train", self.config.train, index, member, inputs, {"regime": decides})
+        more = {"regime": decides, "objective": objective_settings(self.config.objective)}
+        return self._train("train", self.config.train, index, member, inputs, more)
+
+    @property
+    def _labelled(self) -> bool:
+        """Whether labelled rows are learnt from, which are neither pairs nor episodes."""
+        return self.m.trainers["train"].objective.lesson == EXAMPLES
+
+    def _reference(self, params: Artifact, base: Artifact) -> Artifact:
+        return base if self.config.objective.reference == "base" else params
 
     def _train(self, name, config: TrainConfig, index, member, inputs, more=None) -> Artifact:
         function = functools.partial(
@@ -166,6 +183,57 @@ class Bindings:
             config=settings | self.model,
             inputs=inputs,
             rng=self._rng(index, member),
+        )
+
+    def lesson(
+        self,
+        index: int,
+        samples: dict[int, Artifact],
+        verdicts: Artifact | None,
+        selection: Artifact,
+        params: Artifact,
+        base: Artifact,
+    ) -> tuple[Artifact, int]:
+        """What the objective makes of the selection, and how many rows it has."""
+        objective = self.m.trainers["train"].objective
+        if objective.lesson == EXAMPLES:
+            lesson = self.corrupt(index, selection)
+        elif objective.lesson == PAIRS:
+            inputs = _inputs(samples) | {"verdicts": verdicts, "selection": selection}
+            config = self.config.preference
+            lesson = self._run(
+                "pairs",
+                functools.partial(pairs, config=config),
+                config=asdict(config),
+                inputs=inputs,
+                rng=self._rng(index),
+                keyed=False,
+            )
+        else:
+            inputs = _inputs(samples) | {"verdicts": verdicts, "selection": selection}
+            lesson = self._experience(index, inputs, params, base)
+        return lesson, lesson.table(RECORDS[objective.lesson][1]).num_rows
+
+    def _experience(self, index, inputs, params, base) -> Artifact:
+        config = self.config.objective
+        settings = {"advantage": config.advantage, "reward": config.reward}
+        if config.kl and config.kl_in == "reward":
+            settings |= {"kl": config.kl, "row_length": self.config.train.row_length}
+            settings |= self.model
+            inputs = inputs | {"reference": self._reference(params, base)}
+        return self._run(
+            "experience",
+            functools.partial(
+                experience,
+                trainer=self.m.trainers["train"],
+                prompting=self.m.policy.prompting,
+                config=config,
+                train=self.config.train,
+            ),
+            config=settings,
+            inputs=inputs,
+            rng=self._rng(index),
+            keyed=False,
         )
 
     def prompts(self, index: int, newest: int) -> Artifact:
@@ -338,7 +406,8 @@ class Bindings:
         """The selection, by the settings of the round that the filter declares to read."""
         chosen, matched = self.m.chosen, self.m.matched
         config = at_round(self.config, index)
-        inputs = _inputs(samples) | ({"verdicts": verdicts} if verdicts else {})
+        reads = verdicts and self.m.filter_reads
+        inputs = _inputs(samples) | ({"verdicts": verdicts} if reads else {})
         if self.m.reads_gold:
             inputs["gold"] = self._tally("verifier", index, samples)
         return self.stages.run(
@@ -349,6 +418,12 @@ class Bindings:
             rng=self._rng(index),
             modules=(*chosen.modules, *(matched.modules if matched else ())),
         )
+
+    def kept_nothing(self, selection: Artifact) -> str:
+        """Why there is nothing to learn: the filter's doing, or the objective's."""
+        if selection.table(EXAMPLES_FILE).num_rows == 0:
+            return f"the filter '{self.config.filter.name}' kept nothing"
+        return f"the objective '{self.config.objective.name}' found nothing to compare"
 
     def corrupt(self, index: int, selection: Artifact) -> Artifact:
         """The selection itself, unless the config asks for noise in this round."""
@@ -375,7 +450,9 @@ class Bindings:
 
     def anything_to_train_on(self, kept: list[Artifact]) -> bool:
         """Whether there are labelled rows, or rows of the rounds that the regime takes."""
-        return any(a.table(EXAMPLES_FILE).num_rows for a in [self.seed, *self._recent(kept)])
+        file = RECORDS[self.m.trainers["train"].objective.lesson][1]
+        known = [artifact.table(file).num_rows for artifact in self._recent(kept)]
+        return any(known) or (self._labelled and self.seed.table(EXAMPLES_FILE).num_rows > 0)
 
     def _recent(self, kept: list[Artifact]) -> list[Artifact]:
         return kept[-1:] if self.config.regime.data == "replace" else kept

@@ -511,6 +511,7 @@ def _check_consistency(config: Config) -> None:
                 f"'config.model.max_length' of {config.model.max_length}"
             )
     _check_regime(config)
+    _check_objective(config)
     _check_filter(config.filter)
     if config.warmup.lora.rank:
         raise UserError(
@@ -538,6 +539,44 @@ def _check_regime(config: Config) -> None:
         raise UserError(
             "'config.regime.optimizer=keep' goes on with the moments of the round before, and "
             "'config.regime.start=base' with other parameters than its: leave it at reset"
+        )
+
+
+def _check_objective(config: Config) -> None:
+    """Rules of what is minimised, and on what."""
+    wanted = config.objective
+    if wanted.name == "sft":
+        return
+    name = f"'config.objective.name={wanted.name}'"
+    if config.noise.rate:
+        raise UserError(
+            f"'config.noise.rate' puts wrong labels into rows that are imitated, and {name} "
+            "imitates none: set it to 0"
+        )
+    if config.members > 1:
+        raise UserError(
+            f"'config.members' is {config.members}, which vote on what is imitated, and {name} "
+            "imitates nothing: set it to 1"
+        )
+    if config.regime.seed_share >= 0:
+        raise UserError(
+            f"'config.regime.seed_share' is a share of labelled rows, which are imitated, and "
+            f"{name} imitates none: leave it at −1"
+        )
+    if config.generate.samples < 2:
+        raise UserError(
+            f"{name} compares completions of a prompt, and there is one: set "
+            "'config.generate.samples' to 2 or more"
+        )
+    if wanted.name == "policy_gradient" and config.generate.chain:
+        raise UserError(
+            f"{name} learns from the tokens that the policy drew, and 'config.generate.chain' "
+            "makes texts of several: leave it empty"
+        )
+    if wanted.name == "policy_gradient" and wanted.truncate and wanted.clip_low + wanted.clip_high:
+        raise UserError(
+            f"'config.objective.truncate' is {wanted.truncate}, and ratios are clipped, too: set "
+            "'clip_low' and 'clip_high' to 0, or leave it at 0"
         )
 
 

@@ -14,7 +14,6 @@ from karploop.bindings import BASE, Bindings, Round, by_member
 from karploop.catalogue import mean_exact_match
 from karploop.config import RegimeConfig
 from karploop.machinery import Machinery
-from karploop.records import EXAMPLES_FILE
 from karploop.stages import Artifact, Stages
 
 EMPTY = {
@@ -54,11 +53,14 @@ def run(
         if verdicts:
             done["judge"] = verdicts
         done["watch"] = loop.watch(index, samples, selection)
-        if selection.table(EXAMPLES_FILE).num_rows == 0:
+        lesson, rows = loop.lesson(index, samples, verdicts, selection, params[0], base[0])
+        if lesson is not selection:
+            done[lesson.manifest.stage] = lesson
+        if not rows:
             decision = config.filter.on_empty
-            if decision == "train" and not loop.anything_to_train_on([*kept, selection]):
+            if decision == "train" and not loop.anything_to_train_on([*kept, lesson]):
                 decision = "skip"
-            reason = f"round {index}: the filter '{config.filter.name}' kept nothing"
+            reason = f"round {index}: {loop.kept_nothing(selection)}"
             stages.progress.say(f"{reason}: {EMPTY[decision]}")
             if decision != "train":
                 stopped = reason if decision == "stop" else ""
@@ -67,7 +69,7 @@ def run(
                     break
                 history.append(params[0])
                 continue
-        kept.append(loop.corrupt(index, selection))
+        kept.append(lesson)
         newest = loop.next_difficulty(newest, samples, selection)
         params = {m: loop.train(index, m, params[m], base[m], kept) for m in params}
         history.append(params[0])

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from karploop.chains.definition import Chain
 from karploop.chains.library import get_chain
 from karploop.chains.rendering import load_templates
-from karploop.config import MODELS, TALLIES, Config
+from karploop.config import MODELS, TALLIES, Config, ObjectiveConfig
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
-from karploop.filtering.choice import choose, judge_name, reads_gold
+from karploop.filtering.choice import choose, judge_name, judges, reads_gold
 from karploop.filtering.registry import Filter
 from karploop.judging.model_judge import ModelJudge, make_judge
 from karploop.mesh import check_batch, make_mesh
@@ -24,6 +24,7 @@ from karploop.models.weights import Weights
 from karploop.policy import Policy, make_policy
 from karploop.roles.in_loop import LoopRoles
 from karploop.sampling.sampler import Sampler
+from karploop.training.objectives import make_objective
 from karploop.training.trainer import Trainer
 
 
@@ -53,6 +54,11 @@ class Machinery:
         """'verifier' or 'vote', if that judges; else empty."""
         name = judge_name(self.config, self.chosen, self.matched)
         return name if name in TALLIES else ""
+
+    @property
+    def filter_reads(self) -> bool:
+        """Whether the filter reads verdicts, and not the objective alone."""
+        return bool(judges(self.chosen, self.matched))
 
     @property
     def reads_gold(self) -> bool:
@@ -106,7 +112,7 @@ def prepare(config: Config) -> Machinery:
         prefix=prompting.prefix,
         stop_ids=prompting.stop_ids,
     )
-    trainers = _trainers(config, weights)
+    trainers = _trainers(config, weights, policy)
     checked = (config, task, chosen, matched, judge, chain, roles, policy)
     return Machinery(*checked, weights, sampler, trainers)
 
@@ -131,11 +137,15 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
     for where in ("generate.batch", "evaluate.batch", *(f"{stage}.rows" for stage in stages)):
         stage, name = where.split(".")
         check_batch(getattr(getattr(config, stage), name), mesh, f"config.{where}")
-        row_length = getattr(getattr(config, stage), "row_length", policy.row_length)
-        if row_length < policy.row_length:
+        needed, what = policy.row_length, "example"
+        if stage == "train" and config.objective.name == "policy_gradient":
+            # What was sampled is learnt behind what it was sampled from.
+            needed, what = policy.longest - 1, "prompt with its completion"
+        row_length = getattr(getattr(config, stage), "row_length", needed)
+        if row_length < needed:
             raise UserError(
-                f"'config.{stage}.row_length' is {row_length}, shorter than the longest example "
-                f"({policy.row_length} tokens at difficulty {hardest(config)}): raise it"
+                f"'config.{stage}.row_length' is {row_length}, shorter than the longest {what} "
+                f"({needed} tokens at difficulty {hardest(config)}): raise it"
             )
         if policy.role and row_length > policy.config.max_length:
             raise UserError(
@@ -144,16 +154,18 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
             )
 
 
-def _trainers(config: Config, weights: Weights) -> dict[str, Trainer]:
-    """One compiled step for both training stages unless they differ in optimiser or adapter."""
+def _trainers(config: Config, weights: Weights, policy: Policy) -> dict[str, Trainer]:
+    """One compiled step for both training stages unless they differ in what is compiled."""
     made: dict[Any, Trainer] = {}
     trainers = {}
-    for name in ("warmup", "train"):
+    for name, wanted in (("warmup", ObjectiveConfig()), ("train", config.objective)):
         optimizer, lora = getattr(config, name).optimizer, getattr(config, name).lora
+        objective = make_objective(wanted, policy.completion_length + 1)
         static = (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon)
         static += (optimizer.weight_decay, optimizer.clip_norm, optimizer.muon_scale)
         static += (lora,) if lora.rank else ()
+        static += (wanted,)
         if static not in made:
-            made[static] = Trainer(weights, optimizer, lora)
+            made[static] = Trainer(weights, optimizer, lora, objective)
         trainers[name] = made[static]
     return trainers

@@ -146,6 +146,12 @@ class Opinions(Verdicts):
     seconds: FloatColumn  # that an endpoint took; on the mesh rows share a pass, and it is 0
 
 
+def read_verdicts(artifact: Artifact) -> Verdicts:
+    """What a judge said, with all that it was made of where the judge is a model."""
+    table = artifact.table(VERDICTS_FILE)
+    return (Opinions if "forward" in table.column_names else Verdicts).from_table(table)
+
+
 @dataclass(frozen=True)
 class Selection(Record):
     """A filter's decision on each sample, with its reason."""

@@ -6,8 +6,9 @@ from hand_made import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from karploop.config import PreferenceConfig
 from karploop.errors import UserError
-from karploop.filtering.preferences import PAIRINGS, PreferenceConfig, preferences
+from karploop.filtering.preferences import PAIRINGS, preferences
 from karploop.judging.by_model import to_record
 from karploop.judging.opinion import Opinion
 from karploop.judging.ranking import Group, rank

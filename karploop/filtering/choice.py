@@ -46,22 +46,29 @@ def reads_gold(chosen: Filter, matched: Filter | None) -> bool:
     return chosen.reads_gold or bool(matched and matched.reads_gold)
 
 
+def judges(chosen: Filter, matched: Filter | None) -> frozenset[str]:
+    """The judges that the filter, or the one that it is matched with, declares."""
+    return chosen.judges | (matched.judges if matched else frozenset())
+
+
 def judge_name(config: Config, chosen: Filter, matched: Filter | None) -> str:
-    """The judge whose verdicts the filter, or the one it is matched with, reads; empty: none's.
+    """The judge whose verdicts filters or the objective read; empty: none's.
 
     Raises UserError: the config names another one, none where one is wanted, or the filters read
     several.
     """
-    asked, judges = config.judge.name, chosen.judges | (matched.judges if matched else frozenset())
+    asked, declared = config.judge.name, sorted(judges(chosen, matched) - {SCORES})
     name = config.filter.match or config.filter.name
-    declared = sorted(judges - {SCORES})
-    if SCORES in judges and not asked:
+    reader = f"the filter '{name}'" if SCORES in judges(chosen, matched) else ""
+    if not reader and config.objective.name != "sft":
+        reader = f"the objective '{config.objective.name}'"
+    if reader and not asked and (len(declared) != 1 or "filter" in reader):
         known = declared or [*MODELS, *TALLIES]
         raise UserError(
-            f"the filter '{name}' reads scores, and 'config.judge.name' says nobody's: "
+            f"{reader} reads scores, and 'config.judge.name' says nobody's: "
             f"set it to one of {', '.join(known)}"
         )
-    read = sorted({*declared, *([asked] if SCORES in judges else [])})
+    read = sorted({*declared, *([asked] if reader and asked else [])})
     if len(read) > 1:
         raise UserError(
             f"the filter '{name}' reads the judges {' and '.join(map(repr, read))}, and a round "

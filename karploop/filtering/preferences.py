@@ -17,31 +17,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from karploop.config import PreferenceConfig
 from karploop.errors import UserError
 from karploop.filtering.registry import rows_by_prompt
 from karploop.records import Opinions, Pairs, Samples, Selection, Verdicts
-from karploop.schema import nearest
 
 _ROUNDING = 1e-9  # 0.9 − 0.8 is a margin of 0.1, and 0.1 + 0.2 ties with 0.3
-
-
-@dataclass(frozen=True)
-class PreferenceConfig:
-    """Which completions of a prompt make a pair.
-
-    Attributes:
-      name: best_worst, all_pairs, or consistent.
-      margin: least difference of their scores, besides that there is one.
-      per_prompt: most pairs of a prompt, those of the largest margins; 0: all.
-    """
-
-    name: str = "best_worst"
-    margin: float = 0.0
-    per_prompt: int = 0
 
 
 Pair = tuple[int, int]  # the rows of the better and of the worse one
@@ -84,14 +68,12 @@ def preferences(
     config: PreferenceConfig,
     selection: Selection | None = None,
 ) -> Pairs:
-    """The pairs that `config.name` makes of every prompt's completions, whoever wrote them.
+    """The pairs that `config.pairing` makes of every prompt's completions, whoever wrote them.
 
     Raises:
-      UserError: no such way to pair, or one that needs both orders of verdicts that have none.
+      UserError: both orders are needed of verdicts that have none.
     """
-    if config.name not in PAIRINGS:
-        raise UserError(f"'preference.name' is '{config.name}': {nearest(config.name, PAIRINGS)}")
-    if config.name == "consistent":
+    if config.pairing == "consistent":
         _check_orders(verdicts)
     score_S = verdicts.score_S
     eligible_S = samples.finished_S & ~np.isnan(score_S)
@@ -102,7 +84,7 @@ def preferences(
         first = {samples.completions[row]: row for row in reversed(preferred)}
         distinct = sorted(first.values())
         winners = [row for row in distinct if may_win_S[row]]
-        pairs = PAIRINGS[config.name](winners, distinct, verdicts) if winners else []
+        pairs = PAIRINGS[config.pairing](winners, distinct, verdicts) if winners else []
         leads = {pair: score_S[pair[0]] - score_S[pair[1]] for pair in pairs}
         least = max(_ROUNDING, config.margin - _ROUNDING)
         apart = sorted((p for p in pairs if leads[p] > least), key=lambda pair: -leads[pair])
@@ -129,7 +111,7 @@ def _check_orders(verdicts: Verdicts) -> None:
     known = [score for order in orders for score in order if score is not None]
     if not known and len(verdicts):
         raise UserError(
-            "'preference.name=consistent' wants verdicts that were asked for in both orders, and "
-            "these have none: let a judge that compares ('pairwise', 'constitution') give them, or "
-            "set it to best_worst or all_pairs"
+            "'config.preference.pairing=consistent' wants verdicts that were asked for in both "
+            "orders, and these have none: let a judge that compares ('pairwise', 'constitution') "
+            "give them, or set it to best_worst or all_pairs"
         )

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,14 @@ def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
         reference = "token" if config.kl else ""
         measures = tuple(name for name in measures if reference or name != _KL)
     return Objective(config, lesson, reference, measures, functools.partial(function, config))
+
+
+def settings(config: ObjectiveConfig) -> dict[str, Any]:
+    """What of the config decides what is learnt from given rows: the keys that its loss reads."""
+    names = _KEYS.get(config.name, ())
+    if config.name == "policy_gradient" and config.kl:
+        names += ("kl", "kl_in", "kl_estimator", "reference")
+    return {"name": config.name} | {name: getattr(config, name) for name in names}
 
 
 def _sft(config: ObjectiveConfig, logprobs_BxL: jax.Array, batch: Batch) -> Measured:
@@ -150,4 +158,13 @@ _OBJECTIVES = {
     "simpo": (PAIRS, "", _OF_PAIRS, _preference),
     "orpo": (PAIRS, "", _OF_PAIRS, _preference),
     "policy_gradient": (EPISODES, "", _OF_EPISODES, _policy_gradient),
+}
+
+_KEYS = {
+    "sft": ("weighting",),
+    "dpo": ("beta", "label_smoothing", "sft", "reference"),
+    "ipo": ("beta", "by_token", "reference"),
+    "simpo": ("beta", "margin"),
+    "orpo": ("odds_weight",),
+    "policy_gradient": ("clip_low", "clip_high", "truncate", "aggregate"),
 }

@@ -1,4 +1,4 @@
-"""What a model that is not trained says of the texts of a stage, read once before the first step."""
+"""What a model that is not trained says of a stage's texts, read once before the first step."""
 
 from __future__ import annotations
 
