@@ -136,6 +136,16 @@ def test_a_teacher_that_excludes_a_token_says_so_in_numbers():
     assert found_T[0] == -2 and np.isfinite(found_T[1]) and found_T[1] < -9000
 
 
+def test_what_a_teacher_says_of_a_token_has_no_gradient():
+    """In expectation it would be 0; of the tokens at hand it would be noise."""
+
+    def total(logprobs_T, teacher_T):
+        return reverse_kl_advantages(logprobs_T, teacher_T).sum()
+
+    given = jnp.array([-1.0, -2.0]), jnp.array([-3.0, -0.5])
+    assert not np.any(jax.grad(total, argnums=(0, 1))(*given))
+
+
 def test_a_teacher_of_sampled_tokens_is_approached_by_reverse_kl():
     """In expectation, over every token that the student may draw."""
     logits_V, teacher_V = (
