@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from karploop import launch, loop, retention
 from karploop.catalogue import read_catalogue
-from karploop.config import LoraConfig, OptimizerConfig, resolve
+from karploop.config import LoraConfig, ObjectiveConfig, OptimizerConfig, resolve
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.lineage import trace_params
@@ -33,11 +33,13 @@ from karploop.reporting.progress import Progress
 from karploop.retention import Policy
 from karploop.stages import Stages
 from karploop.store import Store
+from karploop.training.objectives import make_objective
 from karploop.training.packing import pack, stream, tokenize
-from karploop.training.trainer import Trainer, sft_loss
+from karploop.training.trainer import Trainer, measure
 
 SUMS = [(f"{a}+{b}=", str(a + b)) for a, b in itertools.product(range(8), range(5, 12))]
 # Biases, several norms and both kinds of feed-forward block: adapters must leave them alone.
+SUPERVISED = make_objective(ObjectiveConfig(), longest=8)
 GATED = dict(positions="rope", activation="swiglu", kv_heads=2, qkv_bias=True, out_bias=True)
 
 
@@ -45,7 +47,7 @@ GATED = dict(positions="rope", activation="swiglu", kv_heads=2, qkv_bias=True, o
 def batches(tokenizer):
     examples = tokenize(PlainPrompting(tokenizer), *zip(*SUMS, strict=True), row_length=24)
     order = stream(np.ones(len(examples)), np.random.default_rng(0))
-    return [batch for batch, _ in itertools.islice(pack(examples, order, 8, 24), 8)]
+    return [batch for batch, _ in itertools.islice(pack([(e,) for e in examples], order, 8, 24), 8)]
 
 
 def make_lora(weights, rank=3, **fields):
@@ -165,7 +167,9 @@ def test_attached_equals_merged(make_weights, make_params, batches, scan):
     adapter = random_adapter(lora)
 
     def loss(assemble, adapter):
-        return sft_loss(weights.model, assemble(params, adapter, lora.scale), batches[0])[0]
+        return measure(
+            weights.model, SUPERVISED, assemble(params, adapter, lora.scale), batches[0]
+        )[0]
 
     one, other = (
         jax.jit(jax.value_and_grad(functools.partial(loss, assemble)))(adapter)
@@ -187,7 +191,9 @@ def test_gradients_by_finite_differences(make_weights, make_params, batches):
 
     @jax.jit
     def loss(adapter):
-        return sft_loss(weights.model, attach(params, adapter, lora.scale), batches[0])[0]
+        return measure(weights.model, SUPERVISED, attach(params, adapter, lora.scale), batches[0])[
+            0
+        ]
 
     def at(step):
         return float(loss(jax.tree.map(lambda x, d: x + step * d, adapter, direction)))
@@ -234,7 +240,9 @@ def test_the_base_gets_no_gradient(make_weights, make_params, batches):
     lora, params = make_lora(weights), make_params(weights)
 
     def loss(assemble, adapter):
-        return sft_loss(weights.model, assemble(params, adapter, lora.scale), batches[0])[0]
+        return measure(
+            weights.model, SUPERVISED, assemble(params, adapter, lora.scale), batches[0]
+        )[0]
 
     def products(assemble):
         step = jax.jit(jax.grad(functools.partial(loss, assemble)))

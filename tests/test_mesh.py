@@ -188,7 +188,9 @@ def trained_on(make_weights, make_params, tokenizer, examples):
         weights = make_weights(**sizes, layers=1, positions="rope")
         trainer = Trainer(weights, OptimizerConfig())
         order = stream(np.ones(len(examples)), np.random.default_rng(0))
-        batches = (batch for batch, _ in pack(examples, order, rows=8, row_length=24))
+        batches = (
+            batch for batch, _ in pack([(e,) for e in examples], order, rows=8, row_length=24)
+        )
         state, losses = trainer.start(make_params(weights)), []
         for _ in range(4):
             state, metrics = trainer.step(state, next(batches), 0.01)

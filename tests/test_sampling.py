@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from karploop.config import GenerateConfig
+from karploop.config import GenerateConfig, ObjectiveConfig
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.models.decoder import Decoder, packed_mask
@@ -30,10 +30,12 @@ from karploop.sampling.rollout import rollout
 from karploop.sampling.sampler import Sampler, batches
 from karploop.stages import Stages
 from karploop.store import Store
+from karploop.training.objectives import make_objective
 from karploop.training.packing import Tokenized, pack
-from karploop.training.trainer import sft_loss
+from karploop.training.trainer import measure
 
 KEY = jax.random.key(11)
+SUPERVISED = make_objective(ObjectiveConfig(), longest=8)
 PROMPTS = ["1+2=", "34", "", "567+89", "0=0"]
 IDS = [7, 3, 2**31, 0, 12]
 LIMITS = [7, 7, 5, 7, 3]
@@ -299,9 +301,9 @@ def test_log_probabilities_of_sampling_are_those_that_training_sees(
         start = [tokenizer.bos_id, *tokenizer.encode(PROMPTS[p])]
         examples.append(Tokenized(np.array([*start, *completion.tokens], np.int32), len(start)))
     order = itertools.cycle(range(len(examples)))
-    batch, taken = next(pack(examples, order, rows=8, row_length=32))
+    batch, taken = next(pack([(e,) for e in examples], order, rows=8, row_length=32))
     assert batch.segments_BxL.max() > 1 and len(set(taken)) == len(examples)
-    loss_of = jax.jit(functools.partial(sft_loss, eight.model))
+    loss_of = jax.jit(functools.partial(measure, eight.model, SUPERVISED))
     params, seen = make_params(eight), {}
     for row in range(8):
         for segment in range(1, batch.segments_BxL[row].max() + 1):

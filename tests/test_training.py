@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karploop.bindings import Bindings
-from karploop.config import OptimizerConfig, resolve
+from karploop.config import ObjectiveConfig, OptimizerConfig, resolve
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.machinery import prepare
@@ -23,17 +23,19 @@ from karploop.reporting.progress import Progress
 from karploop.stages import Stages, Stopped
 from karploop.store import Store
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
+from karploop.training.objectives import make_objective
 from karploop.training.optimizer import learning_rate
 from karploop.training.packing import Batch, Tokenized, pack, stream, tokenize
 from karploop.training.train import Diverged
-from karploop.training.trainer import Trainer, sft_loss
+from karploop.training.trainer import Trainer, measure
 
 SUMS = [(f"{a}+{b}=", str(a + b)) for a, b in itertools.product(range(8), range(5, 12))]
 
 
 @pytest.fixture(scope="module")
 def sums(tokenizer):
-    return tokenize(PlainPrompting(tokenizer), *zip(*SUMS, strict=True), row_length=24)
+    texts = tokenize(PlainPrompting(tokenizer), *zip(*SUMS, strict=True), row_length=24)
+    return [(text,) for text in texts]
 
 
 def batches_of(examples, rows=4, row_length=24, seed=0):
@@ -64,7 +66,9 @@ def train_steps(trainer, params, examples, steps):
 def lossy(make_weights, make_params, sums):
     """A model, its parameters, a packed batch, and the jitted loss with its gradient."""
     weights = make_weights(layers=1)
-    loss_of = jax.jit(jax.value_and_grad(functools.partial(sft_loss, weights.model), has_aux=True))
+    supervised = make_objective(ObjectiveConfig(), longest=8)
+    loss = functools.partial(measure, weights.model, supervised)
+    loss_of = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return weights.model, make_params(weights), next(batches_of(sums)), loss_of
 
 
@@ -83,7 +87,7 @@ def test_loss_and_accuracy_equal_those_computed_by_hand(lossy):
         logits_V, target = logits_BxLxV[row, column], batch.targets_BxL[row, column]
         losses.append(np.log(np.sum(np.exp(logits_V))) - logits_V[target])
         right.append(np.argmax(logits_V) == target)
-    (loss, accuracy), _ = loss_of(params, batch)
+    (loss, (accuracy, _)), _ = loss_of(params, batch)
     assert float(loss) == pytest.approx(np.mean(losses), rel=1e-5)
     assert float(accuracy) == pytest.approx(np.mean(right))
     assert 0 < np.mean(right) < 1
@@ -114,7 +118,7 @@ def test_a_batch_without_targets_gives_zero_not_nan(lossy):
 
 def test_targets_are_the_completion_and_its_stop_token(tokenizer):
     [example] = tokenize(PlainPrompting(tokenizer), ["12+3="], ["15"], row_length=16)
-    batch, taken = next(pack([example], iter([0] * 3), rows=1, row_length=16))
+    batch, taken = next(pack([(example,)], iter([0] * 3), rows=1, row_length=16))
     assert taken == [0, 0]
     learnt = batch.targets_BxL[batch.weights_BxL > 0].tolist()
     assert learnt == [*tokenizer.encode("15"), tokenizer.eos_id] * 2
@@ -143,8 +147,10 @@ def test_packing_places_every_example_whole_and_in_order(case, seed):
     examples, row_length, rows = case
     order = list(itertools.islice(stream(np.ones(len(examples)), np.random.default_rng(seed)), 200))
     placed = []
-    for batch, taken in itertools.islice(pack(examples, iter(order), rows, row_length), 3):
-        assert all(array.shape == (rows, row_length) for array in batch)
+    for batch, taken in itertools.islice(
+        pack([(e,) for e in examples], iter(order), rows, row_length), 3
+    ):
+        assert all(array.shape == (rows, row_length) for array in jax.tree.leaves(batch))
         found = [example for row in range(rows) for example in unpack(batch, row, examples)]
         assert sorted(found) == sorted(taken), "what is in the rows is what was taken, no more"
         free = [row_length - int((batch.segments_BxL[row] > 0).sum()) for row in range(rows)]
@@ -170,7 +176,7 @@ def unpack(batch: Batch, row: int, examples) -> list[int]:
         assert learnt == example.tokens[example.prompt_length :].tolist()
         found.append(number)
         start = stop
-    assert not any(array[row, start:].any() for array in batch)
+    assert not any(array[row, start:].any() for array in jax.tree.leaves(batch))
     return found
 
 

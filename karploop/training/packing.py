@@ -17,8 +17,6 @@ import numpy as np
 from karploop.data.prompting import Prompting
 from karploop.errors import UserError
 
-_SHORTEST = 4  # tokens; a batch has room for so many texts as rows hold of these
-
 
 class Batch(NamedTuple):
     """One step's rows."""
@@ -89,8 +87,8 @@ def stream(weights_N: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
 
 
 def places(rows: int, row_length: int) -> int:
-    """The most texts of a batch; even, so that pairs fill it."""
-    return 2 * max(rows * row_length // (2 * _SHORTEST), 1)
+    """The most texts of a batch, if each is one token long; even, for pairs."""
+    return rows * row_length + rows * row_length % 2
 
 
 def pack(
@@ -110,7 +108,7 @@ def pack(
         used, segments, count = [0] * rows, [0] * rows, 0
         while waiting is not None:
             at = _fit(units[waiting], used, row_length)
-            if at is None or count + len(at) > places(rows, row_length):
+            if at is None:
                 break
             for text, row in zip(units[waiting], at, strict=True):
                 segments[row] += 1
