@@ -20,6 +20,7 @@ from karploop.filtering.noise import corrupt
 from karploop.filtering.select import select
 from karploop.fingerprint import fingerprint
 from karploop.judging.by_model import judge_by_model
+from karploop.judging.equivalence import identity
 from karploop.judging.judge import judge
 from karploop.machinery import Machinery
 from karploop.manifest import digest
@@ -240,11 +241,13 @@ class Bindings:
         if not self.m.tally:
             return None
         config = self.config.judge
-        voters = {"voters": config.voters} if self.m.tally == "vote" else {}
+        counted = {}
+        if self.m.tally == "vote":
+            counted = {"voters": config.voters} | identity(config.equivalence)
         return self._run(
             "judge",
             functools.partial(judge, name=self.m.tally, task=self.m.task, config=config),
-            config={"judge": self.m.tally, "task": self.where["name"]} | voters,
+            config={"judge": self.m.tally, "task": self.where["name"]} | counted,
             inputs=_inputs(samples),
             rng=self._rng(index),
             keyed=False,

@@ -120,6 +120,13 @@ class Verdicts(Record):
 
 
 @dataclass(frozen=True)
+class Votes(Verdicts):
+    """The word of a vote, with the answer that each sample was counted for."""
+
+    answers: list[str]  # the same where two wordings are one answer; '' where there is none
+
+
+@dataclass(frozen=True)
 class Opinions(Verdicts):
     """The word of a judge that is a model, with what it was made of."""
 

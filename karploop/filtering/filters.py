@@ -18,7 +18,7 @@ import numpy as np
 
 from karploop.config import FilterConfig
 from karploop.errors import UserError
-from karploop.records import Samples, Selection, Verdicts
+from karploop.records import Samples, Selection, Verdicts, Votes
 from karploop.schema import nearest
 
 SCORES = "scores"
@@ -143,7 +143,7 @@ def parses_filter(samples, verdicts, config: FilterConfig, rng) -> Selection:
 
 
 @register("vote", judge="vote")
-def vote_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selection:
+def vote_filter(samples, verdicts: Votes, config: FilterConfig, rng) -> Selection:
     """Keeps one row a prompt: the majority's answer, where at least `agreement` of voters gave it.
 
     Equal shares make no majority: a prompt with a tie for first place is dropped.
@@ -158,10 +158,9 @@ def vote_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selec
             continue
         best[prompt] = [row] if not rows or score_S[row] > score_S[rows[0]] else [*rows, row]
     for rows in best.values():
-        # More than half the votes can only be for one answer, however it is worded.
         if not rows:
             continue
-        if score_S[rows[0]] > 0.5 or len({samples.completions[r] for r in rows}) == 1:
+        if len({verdicts.answers[row] for row in rows}) == 1:
             chosen_S[rows[0]] = True
         else:
             tied_S[rows] = True

@@ -18,6 +18,7 @@ from karploop.records import (
     Samples,
     Selection,
     Verdicts,
+    Votes,
 )
 from karploop.stages import StageContext
 
@@ -33,7 +34,8 @@ def select(
     samples = Samples.gather(context.inputs)
     verdicts = None
     if "verdicts" in context.inputs:
-        verdicts = Verdicts.from_table(context.inputs["verdicts"].table(VERDICTS_FILE))
+        table = context.inputs["verdicts"].table(VERDICTS_FILE)
+        verdicts = (Votes if "answers" in table.column_names else Verdicts).from_table(table)
     if verdicts is not None and config.missing == "stop":
         _check_all_judged(samples, verdicts)
     with context.progress(len(samples), "samples") as progress:
