@@ -281,10 +281,12 @@ class Bindings:
 
     def fitness(self, index: int, history: list[Artifact]) -> tuple[dict[str, Artifact], str]:
         """What judge and policy make of labelled problems, where a model judges and there are any;
-        and why the loop ends for it, if it does. Of the members, only the first is asked.
+        and why the loop ends for it, if it does. Of the members, only the first is asked; of
+        an ensemble, who neither reads gold nor counts votes.
         """
         config, task = self.config.judge, self.m.task
-        if not self.m.judge or config.fitness == "off":
+        judge = self.m.judge and self.m.judge.by_itself
+        if not judge or config.fitness == "off":
             return {}, ""
         labelled = self.seed.table(EXAMPLES_FILE).num_rows - len(self.m.policy.prompting.shown)
         if labelled < 2 or not (task.answered and task.verifiable):
@@ -295,6 +297,7 @@ class Bindings:
                 )
             return {}, ""
         settings, asked = self._asked_judge()
+        asked["judge"] = judge
         answered = {"problems": config.fitness_problems}
         answered |= {"temperature": self.config.generate.temperature, "task": self.where["name"]}
         found = self._run(

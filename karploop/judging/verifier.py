@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from karploop.data.tasks import Task
+from karploop.judging.opinion import Opinion, Reply
 from karploop.records import Samples, Verdicts
 
 
@@ -15,3 +18,8 @@ def verifier(samples: Samples, task: Task) -> Verdicts:
         )
     ]
     return Verdicts(scores=[float(r) for r in right], reasons=[""] * len(right))
+
+
+def verified(replies: Sequence[Reply], task: Task) -> list[Opinion]:
+    """`verifier` over replies, all of which ended."""
+    return [Opinion(float(task.verify(prompt, completion))) for prompt, completion in replies]
