@@ -238,6 +238,7 @@ class GenerateConfig:
 # Judges that read gold answers or votes, and those that ask a model, people, or one another.
 TALLIES = ("verifier", "vote")
 MODELS = ("rubric", "pairwise", "constitution", "debate", "reward", "person", "ensemble")
+RANKINGS = ("round_robin", "bradley_terry", "tournament")
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class JudgeConfig:
     principles: int = option(1, low=1)
     turns: int = option(1, low=1, high=16)  # debate: of both sides
     # pairwise, constitution: how comparisons of two become scores of n.
-    ranking: str = option("round_robin", choices=("round_robin", "bradley_terry", "tournament"))
+    ranking: str = option("round_robin", choices=RANKINGS)
     review: str = ""  # person: a file with a prompt, a completion and a verdict a row
     members: str = ""  # ensemble: judges, as in rubric, debate@large*0.5, vote (a role, a weight)
     combine: str = option("mean", choices=("mean", "min", "vote"))  # ensemble

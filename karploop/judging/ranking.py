@@ -16,7 +16,6 @@ from karploop.judging.opinion import Opinion, Pair, Place, total
 
 Compare = Callable[[Sequence[Pair], Sequence[Place]], list[Opinion]]
 
-METHODS = ("round_robin", "bradley_terry", "tournament")
 _PRIOR = 0.01  # comparisons with an average opponent, half of them won: keeps strengths finite
 
 
