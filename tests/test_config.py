@@ -187,7 +187,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
         {"filter": {"name": "random"}} | stretched,
         {"filter": {"name": "parses", "on_empty": "train"}},
         {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}}
-        | {"train": {"mixing": "by_difficulty"}},
+        | {"train": {"mixing": "by_difficulty"}, "judge": {"equivalence": "math"}},
         {"filter": {"name": "length"}, "task": {"name": "reverse"}, "noise": {"rate": 0.5}} | muon,
     ]
     for index, variant in enumerate(variants):

@@ -254,6 +254,16 @@ def test_the_completions_of_a_files_row_vote(tmp_path):
     assert plain["scores"] == [0.25, 0.25, 0.25, None] and plain["judge"] != one["judge"]
 
 
+def test_a_vote_judges_beside_people_in_a_file(tmp_path):
+    texts = ["1/2", "0.5", "2"]
+    said = [{"prompt": "p", "completion": text, "score": int(text != "0.5")} for text in texts]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    settings = {"review": str(tmp_path / "said.jsonl"), "equivalence": "math"}
+    rows = [{"prompt": "p", "completions": texts}]
+    (row,) = judge_file(tmp_path, rows, name="ensemble", members="person, vote*2", **settings)
+    assert row["scores"] == pytest.approx([(1 + 4 / 3) / 3, (4 / 3) / 3, (1 + 2 / 3) / 3])
+
+
 @pytest.mark.parametrize(
     "settings, row, message",
     [

@@ -6,6 +6,8 @@ process of its own (see `math_process`).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -57,7 +59,7 @@ class Mathematics:
         self.seconds = seconds
         self.given_up = 0
         self._process: subprocess.Popen | None = None
-        self._known: dict[tuple[str, ...], bool] = {}
+        self._ask = functools.lru_cache(maxsize=50_000)(self._answer)
 
     def readable(self, text: str) -> bool:
         """Whether there is mathematics in it. What there is none in equals nothing."""
@@ -67,16 +69,11 @@ class Mathematics:
         """Whether two texts are. This is symmetric, and not transitive: 1/3 is 0.333333."""
         return self._ask(*sorted((one, two)))
 
-    def _ask(self, *texts: str) -> bool:
-        if texts not in self._known:
-            self._known[texts] = self._answer(json.dumps(texts))
-        return self._known[texts]
-
-    def _answer(self, question: str) -> bool:
+    def _answer(self, *texts: str) -> bool:
         if self._process is None:
             self._process = _start(self.seconds)
         try:
-            self._process.stdin.write(question + "\n")
+            self._process.stdin.write(json.dumps(texts) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # how it ended is told below
@@ -96,7 +93,8 @@ class Mathematics:
     def close(self) -> None:
         """Ends the process; another question starts it again."""
         if self._process is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # a question that nobody reads any more
+                self._process.stdin.close()
             self._process.stdout.close()
             self._process.wait()
             self._process = None

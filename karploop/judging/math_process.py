@@ -39,8 +39,11 @@ def main(seconds: float) -> None:
     limit = _BYTES if hard == resource.RLIM_INFINITY else min(_BYTES, hard)
     with contextlib.suppress(ValueError, OSError):  # where the system knows no such limit
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for who asks; without questions this ends
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    answer(["1/2", "0.5"])  # their import takes longer than a question may
+    import math_verify  # noqa: F401  Fails here, where it cannot pass for an answer.
+
+    answer(["1/2", "0.5"])  # the first takes longer
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         found = answer(json.loads(line))
