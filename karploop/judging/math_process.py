@@ -39,7 +39,7 @@ def main(seconds: float) -> None:
     limit = _BYTES if hard == resource.RLIM_INFINITY else min(_BYTES, hard)
     with contextlib.suppress(ValueError, OSError):  # where the system knows no such limit
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for who asks; without questions this ends
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run may finish what it is at
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     import math_verify  # noqa: F401  Fails here, where it cannot pass for an answer.
 
