@@ -23,6 +23,7 @@ from karploop.filtering.pairs import pairs
 from karploop.filtering.select import select
 from karploop.fingerprint import fingerprint
 from karploop.judging.by_model import judge_by_model
+from karploop.judging.equivalence import identity
 from karploop.judging.judge import judge
 from karploop.machinery import Machinery
 from karploop.manifest import digest
@@ -325,11 +326,11 @@ class Bindings:
     def _tally(self, name: str, index: int, samples: dict[int, Artifact]) -> Artifact:
         """The verdicts of 'verifier' or 'vote'."""
         config = self.config.judge
-        voters = {"voters": config.voters} if name == "vote" else {}
+        counted = {"voters": config.voters} | identity(config.equivalence) if name == "vote" else {}
         return self._run(
             "judge",
             functools.partial(judge, name=name, task=self.m.task, config=config),
-            config={"judge": name, "task": self.where["name"]} | voters,
+            config={"judge": name, "task": self.where["name"]} | counted,
             inputs=_inputs(samples),
             rng=self._rng(index),
             keyed=False,
@@ -363,10 +364,12 @@ class Bindings:
 
     def fitness(self, index: int, history: list[Artifact]) -> tuple[dict[str, Artifact], str]:
         """What judge and policy make of labelled problems, where a model judges and there are any;
-        and why the loop ends for it, if it does. Of the members, only the first is asked.
+        and why the loop ends for it, if it does. Of the members, only the first is asked; of
+        an ensemble, who neither reads gold nor counts votes.
         """
         config, task = self.config.judge, self.m.task
-        if not self.m.judge or config.fitness == "off":
+        judge = self.m.judge and self.m.judge.by_itself
+        if not judge or config.fitness == "off":
             return {}, ""
         labelled = self.seed.table(EXAMPLES_FILE).num_rows - len(self.m.policy.prompting.shown)
         if labelled < 2 or not (task.answered and task.verifiable):
@@ -377,6 +380,7 @@ class Bindings:
                 )
             return {}, ""
         settings, asked = self._asked_judge()
+        asked["judge"] = judge
         answered = {"problems": config.fitness_problems}
         answered |= {"temperature": self.config.generate.temperature, "task": self.where["name"]}
         found = self._run(

@@ -296,6 +296,7 @@ class GenerateConfig:
 # Judges that read gold answers or votes, and those that ask a model, people, or one another.
 TALLIES = ("verifier", "vote")
 MODELS = ("rubric", "pairwise", "constitution", "debate", "reward", "person", "ensemble")
+RANKINGS = ("round_robin", "bradley_terry", "tournament")
 
 
 @dataclass(frozen=True)
@@ -305,6 +306,9 @@ class JudgeConfig:
     # Empty: the judge that the filter reads. Filters of scores read any of them.
     name: str = option("", choices=("", *TALLIES, *MODELS))
     voters: str = option("samples", choices=("samples", "members"))  # vote: who is counted
+    # vote: answers are the same as the task writes them (in a file: letter by letter), or as
+    # mathematics (1/2 and 0.5), by the package math-verify.
+    equivalence: str = option("task", choices=("task", "math"))
     criteria: str = ""  # rubric: a file with "weight name: question" a line; empty: the shipped one
     levels: int = option(5, low=2, high=9)  # rubric: of a rating, 1 … this
     constitution: str = ""  # a file with a principle a line; empty: the shipped one
@@ -312,9 +316,9 @@ class JudgeConfig:
     principles: int = option(1, low=1)
     turns: int = option(1, low=1, high=16)  # debate: of both sides
     # pairwise, constitution: how comparisons of two become scores of n.
-    ranking: str = option("round_robin", choices=("round_robin", "bradley_terry", "tournament"))
+    ranking: str = option("round_robin", choices=RANKINGS)
     review: str = ""  # person: a file with a prompt, a completion and a verdict a row
-    members: str = ""  # ensemble: judges, as in rubric, debate@large*0.5 (a role, a weight)
+    members: str = ""  # ensemble: judges, as in rubric, debate@large*0.5, vote (a role, a weight)
     combine: str = option("mean", choices=("mean", "min", "vote"))  # ensemble
     rationale: bool = False  # the judge writes its reasons first, and its answer is read from them
     clamp: float = option(0.4, low=0.0, high=0.5)  # constitution, after reasons: least preference
@@ -490,8 +494,7 @@ def _check_consistency(config: Config) -> None:
     if sum(size == -1 for size in sizes.values()) > 1 or 0 in sizes.values():
         raise UserError(f"'config.mesh' wants positive sizes and at most one −1, got {sizes}")
     _check_model(config.model)
-    asked = re.findall(r"[\w.:]+", f"{config.filter.name} {config.filter.match}")
-    if config.judge.voters == "members" and "vote" in asked and config.members < 2:
+    if config.judge.voters == "members" and _votes(config) and config.members < 2:
         raise UserError(
             "'config.judge.voters=members' counts votes over independently seeded models: "
             "set 'config.members' to 2 or more (5 in arXiv 2502.01612)"
@@ -598,6 +601,15 @@ def _check_filter(wanted: FilterConfig) -> None:
             f"'config.filter.nll_low' is {wanted.nll_low} and 'config.filter.nll_high' "
             f"{wanted.nll_high}: want low below high, and with 'nll_by=quantile' both in 0 … 1"
         )
+
+
+def _votes(config: Config) -> bool:
+    """Whether votes are counted."""
+    names = re.findall(r"[\w.:]+", f"{config.filter.name} {config.filter.match}")
+    names.append(config.judge.name)
+    if config.judge.name == "ensemble":
+        names += [member.strip().partition("*")[0] for member in config.judge.members.split(",")]
+    return "vote" in names
 
 
 def check_lora(lora: LoraConfig, model: ModelConfig, where: str = "lora") -> None:

@@ -17,6 +17,7 @@ from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
 from karploop.filtering.choice import choose, judge_name, judges, reads_gold
 from karploop.filtering.registry import Filter
+from karploop.judging.equivalence import identity
 from karploop.judging.model_judge import ModelJudge, make_judge
 from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
@@ -80,7 +81,9 @@ def prepare(config: Config) -> Machinery:
     mesh = make_mesh(config.mesh)
     policy = make_policy(config, task)
     _check_rows(config, policy, mesh)
-    judge = make_judge(config.judge, config.seed) if name in MODELS else None
+    judge = make_judge(config.judge, config.seed, task=task) if name in MODELS else None
+    if name == "vote":
+        identity(config.judge.equivalence)  # refuses where a package is missing
     chain = _chain(config)
     asks = list(chain.asks()) if chain else []
     seats = [*(judge.seats if judge else ()), *(ask.role for ask in asks)]

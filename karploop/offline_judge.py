@@ -24,8 +24,8 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     """Adds a verdict to every row of `source`.
 
     Rows are {"prompt", "completion"} or {"prompt", "completions": [one, two, …]}; judges that
-    compare want the latter. They gain `judge`, `reason` where there is no verdict, `criteria`,
-    `rationales`, what it took (`tokens_in`, `tokens_out`, `dollars`, `seconds`) and
+    compare or count votes want the latter. They gain `judge`, `reason` where there is no verdict,
+    `criteria`, `rationales`, what it took (`tokens_in`, `tokens_out`, `dollars`, `seconds`) and
 
       of one completion, `score` and `length`;
       of two that are compared, `score` (how probable it is that the first is better), `forward`,
@@ -38,10 +38,9 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     Raises:
       UserError: anything wrong with judge, role or rows, before anything is compiled.
     """
-    if config.judge.name not in MODELS:
+    if not config.judge.name:
         raise UserError(
-            f"'config.judge.name' is '{config.judge.name}': the judges of files are "
-            f"{', '.join(MODELS)}"
+            f"'config.judge.name' is empty: the judges of files are {', '.join((*MODELS, 'vote'))}"
         )
     judge = make_judge(config.judge, config.seed)
     rows, groups = [], []

@@ -132,6 +132,13 @@ class Verdicts(Record):
 
 
 @dataclass(frozen=True)
+class Votes(Verdicts):
+    """The word of a vote, with the answer that each sample was counted for."""
+
+    answers: list[str]  # the same where two wordings are one answer; '' where there is none
+
+
+@dataclass(frozen=True)
 class Opinions(Verdicts):
     """The word of a judge that is a model, with what it was made of."""
 
@@ -147,9 +154,12 @@ class Opinions(Verdicts):
 
 
 def read_verdicts(artifact: Artifact) -> Verdicts:
-    """What a judge said, with all that it was made of where the judge is a model."""
+    """What a judge said, with all that it was made of: Opinions of a model, or Votes."""
     table = artifact.table(VERDICTS_FILE)
-    return (Opinions if "forward" in table.column_names else Verdicts).from_table(table)
+    for kind, column in ((Opinions, "forward"), (Votes, "answers")):
+        if column in table.column_names:
+            return kind.from_table(table)
+    return Verdicts.from_table(table)
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,8 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
         {"filter": {"name": f"chain({', '.join(by_text)})"}} | stretched,
         {"filter": {"name": "parses", "on_empty": "train"}},
         {"filter": {"name": "random", "match": "vote", "on_empty": "skip"}}
-        | {"train": {"mixing": "by_difficulty"}, "regime": {"data": "budget", "patience": 1}},
+        | {"train": {"mixing": "by_difficulty"}, "regime": {"data": "budget", "patience": 1}}
+        | {"judge": {"equivalence": "math"}},
         {"filter": {"name": "length"}, "task": {"name": "reverse"}, "noise": {"rate": 0.5}} | muon,
     ]
     for index, variant in enumerate(variants):

@@ -11,14 +11,14 @@ from hand_made import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from karploop.config import FilterConfig, JudgeConfig
+from karploop.config import FilterConfig
 from karploop.data.tasks import get_task
 from karploop.errors import UserError
 from karploop.filtering.filters import Filter, get_filter, register
 from karploop.judging.judge import judged
 from karploop.judging.verifier import verifier
 from karploop.judging.vote import vote
-from karploop.records import Samples, Verdicts
+from karploop.records import Samples, Verdicts, Votes
 
 REVERSE = get_task("reverse")
 
@@ -55,7 +55,7 @@ def test_vote_over_members_pools_their_samples_and_vote_over_samples_does_not():
 
 def test_judge_names_are_refused_with_the_known_ones():
     with pytest.raises(UserError, match="known are 'verifier' and 'vote'"):
-        judged("oracle", samples([(1, 0, "21", True)]), REVERSE, JudgeConfig())
+        judged("oracle", samples([(1, 0, "21", True)]), REVERSE, "samples")
 
 
 def test_no_filter_keeps_all_that_ended():
@@ -114,6 +114,11 @@ def test_vote_filter_takes_answers_worded_differently_as_one():
     rows = [(1, 0, "24=24", True), (1, 0, "=24", True), (1, 0, "=25", True)]
     selection = apply("vote", rows, vote(samples(rows), task, "samples"), agreement=0.6)
     assert selection.kept_S.tolist() == [True, False, False]
+    # Half of the votes, in two wordings, are no tie; two answers of half each are one.
+    rows = [(1, 0, "24=24", True), (1, 0, "=24", True), (1, 0, "=25", True), (1, 0, "=26", True)]
+    for task_of_rows, kept in [(task, [True, False, False, False]), (REVERSE, [False] * 4)]:
+        found = vote(samples(rows), task_of_rows, "samples")
+        assert apply("vote", rows, found, agreement=0.25).kept_S.tolist() == kept
 
 
 def test_verifier_filter_keeps_what_is_right_and_never_a_missing_verdict():
@@ -128,10 +133,14 @@ def test_verifier_filter_keeps_what_is_right_and_never_a_missing_verdict():
 def test_a_missing_verdict_is_missing_through_its_file_and_moves_no_row(name):
     """Not a 0, which is what a wrong answer has; the rows around it keep their own."""
     rows = [(i, 0, f"{i}2", True) for i in range(5)]
-    verdicts = Verdicts(scores=[1.0, None, 0.0, 1.0, None], reasons=["", "lost", "", "", "lost"])
+    columns = dict(scores=[1.0, None, 0.0, 1.0, None], reasons=["", "lost", "", "", "lost"])
+    kind = Verdicts
+    if name == "vote":
+        kind, columns = Votes, columns | {"answers": ["02", "", "22", "32", ""]}
+    verdicts = kind(**columns)
     stored = io.BytesIO()
     pq.write_table(verdicts.to_table(), stored)
-    read = Verdicts.from_table(pq.read_table(pa.BufferReader(stored.getvalue())))
+    read = kind.from_table(pq.read_table(pa.BufferReader(stored.getvalue())))
     assert read == verdicts
     assert np.isnan(read.score_S).tolist() == [False, True, False, False, True]
     selection = apply(name, rows, read, agreement=0.0)
@@ -180,7 +189,7 @@ def test_a_filter_of_ones_own_is_found_by_its_import_path():
 def test_every_filter_gives_every_row_a_reason_and_keeps_only_what_ended(rows, name, level):
     batch = samples(rows)
     judge = get_filter(name).judge
-    verdicts = judged(judge, batch, REVERSE, JudgeConfig()) if judge else None
+    verdicts = judged(judge, batch, REVERSE, "samples") if judge else None
     before = batch.to_table()
     selection = apply(name, rows, verdicts, agreement=level, rate=level)
     assert len(selection) == len(batch)

@@ -430,7 +430,7 @@ def test_the_judge_is_known_by_all_that_decides_a_verdict(model, tmp_path):
         ({}, {"prompt": "a"}, "line 1: the judge 'rubric' wants a 'completion'"),
         ({"judge.name": "pairwise"}, {"prompt": "a", "completions": ["x"]}, "a list of two texts"),
         ({"judge.name": "pairwise"}, {"prompt": "a", "completions": ["x", 1]}, "a list of two"),
-        ({"judge.name": "vote"}, {"prompt": "a", "completion": "x"}, "the judges of files are"),
+        ({"judge.name": "verifier"}, {"prompt": "a", "completion": "x"}, "belong to none"),
         ({}, {"tokens": [1], "completion": "x"}, "and not 'tokens'"),
         ({"judge.name": "rubrik"}, {}, "did you mean 'rubric'?"),
         ({"judge.name": "constitution", "judge.principles": "99"}, {}, "the constitution has 10"),

@@ -19,7 +19,10 @@ from small_tokenizers import CHATML  # noqa: E402
 
 from karploop import launch  # noqa: E402
 from karploop.config import resolve  # noqa: E402
+from karploop.data.tasks import get_task  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
+from karploop.judging.verifier import verifier  # noqa: E402
+from karploop.judging.vote import vote  # noqa: E402
 from karploop.machinery import Machinery, prepare  # noqa: E402
 from karploop.oversight.fitness import measured  # noqa: E402
 from karploop.records import (  # noqa: E402
@@ -27,6 +30,7 @@ from karploop.records import (  # noqa: E402
     SELECTION_FILE,
     VERDICTS_FILE,
     Opinions,
+    Samples,
     Selection,
 )
 from karploop.roles.on_mesh import MeshRole  # noqa: E402
@@ -194,6 +198,33 @@ def test_comparisons_rank_the_samples_of_a_prompt(rewarding, model, task):
         for reason, there in zip(opinions.reasons, known, strict=True)
         if not there
     )
+
+
+def test_a_vote_and_a_verifier_judge_beside_a_model(rewarding, model, task):
+    """Every sample's row has what each would say of it alone; only the model is measured."""
+    workdir, plain, _ = rewarding
+    more = {"judge__name": "ensemble", "judge__members": "rubric, vote*0.5, verifier"}
+    summary = start(workdir, "mixed", model, task, **JUDGED | more | {"rounds": 1})
+    ((manifest, opinions, _),) = rounds(workdir, summary)
+    assert manifest.config["judge"] == "ensemble+verifier"
+    assert all(name.startswith("ensemble+verifier-") for name in opinions.judges)
+    store, gold = Store(str(workdir)), get_task(task)
+    generated = store.manifest("generate", summary["rounds"][1]["stages"]["generate"])
+    samples = Samples.from_table(_table(store, generated, SAMPLES_FILE))
+    shares, right = vote(samples, gold, "samples").scores, verifier(samples, gold).scores
+    ((_, rated, _), *_) = rounds(workdir, plain)
+    assert 0 < samples.finished_S.sum() < len(samples) and len(set(shares)) > 2
+    for i, criteria in enumerate(map(json.loads, opinions.criteria)):
+        if not samples.finished_S[i]:
+            assert opinions.reasons[i] == "did not end" and opinions.scores[i] is None
+            continue
+        assert (criteria["vote"], criteria["verifier"]) == (shares[i], right[i])
+        assert criteria["rubric"] == pytest.approx(rated.scores[i], abs=1e-6)
+        if shares[i] is not None:
+            total = rated.scores[i] + shares[i] / 2 + right[i]
+            assert opinions.scores[i] == pytest.approx(total / 2.5, abs=1e-6)
+    one, other = (s["rounds"][1]["metrics"]["fitness/judge"] for s in (summary, plain))
+    assert one == pytest.approx(other)
 
 
 def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(model, task, tmp_path, serve):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from karploop.asking import Said, Scored, Spent
 from karploop.chains.rendering import load_templates
-from karploop.config import MODELS, JudgeConfig, JudgingConfig
+from karploop.config import MODELS, RANKINGS, JudgeConfig, JudgingConfig
 from karploop.errors import UserError
 from karploop.judging.constitution import constitution
 from karploop.judging.debate import debate
@@ -22,7 +22,7 @@ from karploop.judging.ensemble import combine, read_members
 from karploop.judging.model_judge import make_judge
 from karploop.judging.opinion import TEMPLATES, Opinion
 from karploop.judging.pairwise import pairwise
-from karploop.judging.ranking import METHODS, Group, bradley_terry, rank
+from karploop.judging.ranking import Group, bradley_terry, rank
 from karploop.judging.reading import Reading, read
 from karploop.judging.rubric import Criterion, rubric
 from karploop.offline_judge import run_file
@@ -195,7 +195,7 @@ def by_quality(quality, missing=(), tied=False):
 QUALITY = {"a": 0.3, "b": 2.0, "c": -1.0, "d": 1.0, "e": -3.0}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKINGS)
 def test_the_best_is_first_and_equal_texts_are_equal(method):
     compare = by_quality(QUALITY)
     groups = [Group(0, "q", tuple("abcdeb")), Group(7, "r", tuple("ec"))]
@@ -223,7 +223,7 @@ def test_bradley_terry_finds_the_strengths_that_made_the_shares():
     np.testing.assert_allclose(bradley_terry(chain_NxN), true_N, atol=0.06)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKINGS)
 def test_what_was_never_compared_has_no_score(method):
     groups = [Group(0, "q", tuple("abcd")), Group(1, "r", ("same", "same"))]
     first, second = rank(groups, by_quality(QUALITY, missing="b"), method)
@@ -234,7 +234,7 @@ def test_what_was_never_compared_has_no_score(method):
     assert second[0].reason == "nothing to compare it with"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKINGS)
 def test_ties_are_ties_and_no_place_is_favoured(method):
     """Nobody is best and worst at once; who wins a tied tournament is drawn."""
     texts = tuple("abcd")

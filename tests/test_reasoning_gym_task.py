@@ -12,6 +12,7 @@ from karploop.data.problems import draw
 from karploop.data.tasks import from_reasoning_gym, get_task
 from karploop.data.tasks.from_reasoning_gym import _convert
 from karploop.errors import UserError
+from karploop.judging.verifier import verified
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 
@@ -43,11 +44,15 @@ def test_the_data_sets_own_scorer_judges():
     assert get_task(f"{SUMS}&threshold=0.05").verify(prompt, f"it is {gold}")
 
 
-def test_a_scorer_that_fails_calls_the_text_wrong():
+def test_a_scorer_that_fails_is_no_verdict_and_measured_as_wrong():
+    """It is not the 0 of a wrong answer: nobody has judged the text."""
     task = get_task("reasoning_gym/prime_factorization?size=5")
     prompt = next(task.prompts(1))
-    assert task.verify(prompt, task.answer(prompt))
-    assert not task.verify(prompt, "x")
+    texts = [task.answer(prompt), "2 × 2", "x"]
+    assert [task.verify(prompt, text) for text in texts] == [True, False, False]
+    one, two, three = verified([(prompt, text) for text in texts], task)
+    assert (one.score, two.score, three.score) == (1.0, 0.0, None)
+    assert two.reason == "" and three.reason == "the scorer failed (ValueError)"
 
 
 def test_problems_with_many_solutions_have_no_gold_but_a_verifier():

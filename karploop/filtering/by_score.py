@@ -13,7 +13,7 @@ from karploop.filtering.registry import (
     register,
     wanted,
 )
-from karploop.records import Selection, Verdicts
+from karploop.records import Selection, Verdicts, Votes
 
 
 @register("threshold", judge=SCORES, keys=("threshold",))
@@ -55,7 +55,7 @@ def verifier_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> S
 
 
 @register("vote", judge="vote", keys=("agreement",))
-def vote_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selection:
+def vote_filter(samples, verdicts: Votes, config: FilterConfig, rng) -> Selection:
     """Keeps one row a prompt: the majority's answer, where at least `agreement` of voters gave it.
 
     Equal shares make no majority: a prompt with a tie for first place is dropped.
@@ -70,10 +70,9 @@ def vote_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selec
             continue
         best[prompt] = [row] if not rows or score_S[row] > score_S[rows[0]] else [*rows, row]
     for rows in best.values():
-        # More than half the votes can only be for one answer, however it is worded.
         if not rows:
             continue
-        if score_S[rows[0]] > 0.5 or len({samples.completions[r] for r in rows}) == 1:
+        if len({verdicts.answers[row] for row in rows}) == 1:
             chosen_S[rows[0]] = True
         else:
             tied_S[rows] = True

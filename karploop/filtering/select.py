@@ -13,11 +13,11 @@ from karploop.filtering.registry import Filter, Said
 from karploop.records import (
     EXAMPLES_FILE,
     SELECTION_FILE,
-    VERDICTS_FILE,
     Examples,
     Samples,
     Selection,
     Verdicts,
+    read_verdicts,
 )
 from karploop.stages import StageContext
 
@@ -45,9 +45,7 @@ def select(
 
 
 def _verdicts(context: StageContext, name: str) -> Verdicts | None:
-    if name not in context.inputs:
-        return None
-    return Verdicts.from_table(context.inputs[name].table(VERDICTS_FILE))
+    return read_verdicts(context.inputs[name]) if name in context.inputs else None
 
 
 def _check_all_judged(samples: Samples, verdicts: Verdicts) -> None:

@@ -36,11 +36,17 @@ def judge_by_model(
       load: the roles, from the stage's inputs.
     """
     samples = Samples.gather(context.inputs)
-    rows_of = defaultdict(list)
-    for row in np.flatnonzero(samples.finished_S).tolist():
-        rows_of[int(samples.prompt_id_S[row])].append(row)
+    rows_of, cut = defaultdict(list), defaultdict(list)
+    for row, finished in enumerate(samples.finished_S.tolist()):
+        (rows_of if finished else cut)[int(samples.prompt_id_S[row])].append(row)
     groups = [
-        Group(prompt, samples.prompts[rows[0]], tuple(samples.completions[r] for r in rows))
+        Group(
+            prompt,
+            samples.prompts[rows[0]],
+            tuple(samples.completions[r] for r in rows),
+            tuple(samples.member_S[rows].tolist()),
+            tuple(samples.member_S[cut[prompt]].tolist()),
+        )
         for prompt, rows in rows_of.items()
     ]
     roles = load(context.inputs)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from karploop.config import TALLIES
 from karploop.errors import UserError
 from karploop.judging.opinion import Opinion, total
 from karploop.schema import nearest
+
+ASK_NOBODY = ("person", *TALLIES)
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,18 @@ class Member:
     seat: str
     weight: float
 
+    @property
+    def label(self) -> str:
+        """What tells it from the others: its name, with its role where that is not the judge's."""
+        return self.name if self.seat == "judge" else f"{self.name}@{self.seat}"
+
 
 def read_members(text: str, known: Sequence[str]) -> tuple[Member, ...]:
     """The judges in "rubric, debate@large*0.5": of two roles, the second with half the weight.
 
     Raises:
-      UserError: not of that form, no such judge, or a judge and role twice.
+      UserError: not of that form, no such judge, a judge and role twice, or a role of one that asks
+        nobody.
     """
     found = []
     for part in filter(None, map(str.strip, text.split(","))):
@@ -34,6 +43,10 @@ def read_members(text: str, known: Sequence[str]) -> tuple[Member, ...]:
         if not match or match[1] not in known:
             hint = nearest(match[1], known) if match else "as in rubric, debate@large*0.5"
             raise UserError(f"'config.judge.members' has '{part}': {hint}")
+        if match[2] and match[1] in ASK_NOBODY:
+            raise UserError(
+                f"'config.judge.members' has '{part}': '{match[1]}' asks no role, leave it out"
+            )
         found.append(Member(match[1], match[2] or "judge", float(match[3] or 1.0)))
     if len({(m.name, m.seat) for m in found}) < len(found) or not any(m.weight for m in found):
         raise UserError(
@@ -50,7 +63,7 @@ def combine(members: Sequence[Member], opinions: Sequence[Opinion], how: str) ->
       how: mean: the weighted mean; min: the least, whatever its weight; vote: the weighted share of
         those above one half, an abstention being half a vote.
     """
-    names = [m.name if m.seat == "judge" else f"{m.name}@{m.seat}" for m in members]
+    names = [member.label for member in members]
     reasons = [f"{name}: {o.reason}" for name, o in zip(names, opinions, strict=True) if o.reason]
     score = None
     if all(opinion.score is not None for opinion in opinions):

@@ -7,17 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from karploop.chains.rendering import Templates, load_templates, read_lines, read_text
-from karploop.config import MODELS, JudgeConfig
+from karploop.config import MODELS, TALLIES, JudgeConfig
+from karploop.data.tasks import Task
 from karploop.errors import UserError
 from karploop.judging.constitution import constitution
 from karploop.judging.debate import debate
 from karploop.judging.ensemble import Member, combine, read_members
+from karploop.judging.equivalence import Mathematics, identity
 from karploop.judging.opinion import TEMPLATES, Opinion, Pair, Place, Reply
 from karploop.judging.pairwise import pairwise
 from karploop.judging.person import Review
 from karploop.judging.ranking import Group, rank
 from karploop.judging.reading import Reading
 from karploop.judging.rubric import read_criteria, rubric
+from karploop.judging.verifier import verified
+from karploop.judging.vote import poll
 
 JUDGE, DEBATER = "judge", "debater"
 
@@ -29,6 +33,8 @@ _DECIDE = {  # by judge, the keys that do, besides those of reasons
     "reward": (),
     "person": (),
     "ensemble": ("members", "combine"),
+    "verifier": (),
+    "vote": ("voters",),
 }
 
 Roles = Mapping[str, Any]  # of each seat: a Role, or a RewardModel
@@ -36,7 +42,7 @@ Roles = Mapping[str, Any]  # of each seat: a Role, or a RewardModel
 
 @dataclass(frozen=True)
 class ModelJudge:
-    """What rates replies, compares pairs, or is made of others that do.
+    """What rates replies, compares pairs, counts votes, or is made of others that do.
 
     Attributes:
       seats: names of the roles that it asks, and for what: text, probabilities, or reward.
@@ -50,6 +56,7 @@ class ModelJudge:
     files: Mapping[str, str]
     rate: Callable[[Sequence[Reply], Roles], list[Opinion]] | None = None
     compare: Callable[[Sequence[Pair], Sequence[Place], Roles], list[Opinion]] | None = None
+    count: Callable[[Sequence[Group]], list[list[Opinion]]] | None = None
     members: Sequence[tuple[Member, ModelJudge]] = ()
     how: str = "mean"
 
@@ -57,8 +64,23 @@ class ModelJudge:
     def compares(self) -> bool:
         """Whether it wants two completions of a prompt, or more."""
         return not self.rate and (
-            self.compare is not None or any(judge.compares for _, judge in self.members)
+            self.compare is not None
+            or self.count is not None
+            or any(judge.compares for _, judge in self.members)
         )
+
+    @property
+    def by_itself(self) -> ModelJudge | None:
+        """What is left without gold and without votes; None: nothing that decides.
+
+        A verifier is right whatever it is shown, and votes tell nothing of two texts.
+        """
+        if self.name in TALLIES:
+            return None
+        if not self.members:
+            return self
+        left = [(member, judge) for member, judge in self.members if judge.by_itself]
+        return replace(self, members=left) if any(m.weight for m, _ in left) else None
 
     def judge(
         self, groups: Sequence[Group], roles: Roles, method: str, seed: int
@@ -77,6 +99,8 @@ class ModelJudge:
                 [combine(members, of_text, self.how) for of_text in zip(*of_group, strict=True)]
                 for of_group in zip(*found, strict=True)
             ]
+        if self.count:
+            return self.count(groups)
         if not self.rate:
             ask = self.compare
             return rank(groups, lambda pairs, places: ask(pairs, places, roles), method, seed)
@@ -89,14 +113,17 @@ class ModelJudge:
         return [[by_text[g.number, text] for text in g.completions] for g in groups]
 
 
-def make_judge(config: JudgeConfig, seed: int, seat: str = JUDGE) -> ModelJudge:
+def make_judge(
+    config: JudgeConfig, seed: int, seat: str = JUDGE, task: Task | None = None
+) -> ModelJudge:
     """The judge called `config.name`.
 
     Args:
       seat: the role that it asks.
+      task: what the replies are answers to; None: nobody knows, as of the rows of a file.
 
     Raises:
-      UserError: there is no such judge, or a file of it is missing or malformed.
+      UserError: there is no such judge, a file of it is missing or malformed, or it wants a task.
     """
     settings = {key: value for key, value in asdict(config).items() if key in _DECIDE[config.name]}
     if config.name == "person":
@@ -112,7 +139,11 @@ def make_judge(config: JudgeConfig, seed: int, seat: str = JUDGE) -> ModelJudge:
             compare=lambda pairs, _, roles: roles[seat].pairs(pairs),
         )  # fmt: skip
     if config.name == "ensemble":
-        return _ensemble(config, seed, settings)
+        return _ensemble(config, seed, settings, task)
+    if config.name == "verifier":
+        return _verifier(settings, task)
+    if config.name == "vote":
+        return _vote(config, settings, task)
     if config.rationale:
         settings |= {"rationale": True, "max_new_tokens": config.max_new_tokens}
     templates = [f"{config.name}.jinja", *(["debate_argument.jinja"] * (config.name == "debate"))]
@@ -125,22 +156,52 @@ def make_judge(config: JudgeConfig, seed: int, seat: str = JUDGE) -> ModelJudge:
     return _ASKING[config.name](config, seed, seat, load_templates(templates, TEMPLATES), common)
 
 
-def _ensemble(config: JudgeConfig, seed: int, settings: Mapping[str, Any]) -> ModelJudge:
-    known = [name for name in MODELS if name != "ensemble"]
+def _verifier(settings: Mapping[str, Any], task: Task | None) -> ModelJudge:
+    if task is None:
+        raise UserError(
+            "the judge 'verifier' reads the gold answers of a task, and the rows of a file belong "
+            "to none: leave it out"
+        )
+    return ModelJudge(
+        "verifier", {}, {**settings, "task": task.identity}, {},
+        rate=lambda replies, _: verified(replies, task),
+    )  # fmt: skip
+
+
+def _vote(config: JudgeConfig, settings: Mapping[str, Any], task: Task | None) -> ModelJudge:
+    if task is None and config.voters == "members":
+        raise UserError(
+            "'config.judge.voters' is members, and nobody knows which model wrote the completions "
+            "in a file: leave it at samples"
+        )
+    settings = {**settings, **identity(config.equivalence)}
+    mathematics = Mathematics() if config.equivalence == "math" else None
+    normalise = task.normalise if task else str.strip
+    return ModelJudge(
+        "vote", {}, settings | ({"task": task.identity} if task else {}), {},
+        count=lambda groups: poll(groups, normalise, config.voters, mathematics),
+    )  # fmt: skip
+
+
+def _ensemble(
+    config: JudgeConfig, seed: int, settings: Mapping[str, Any], task: Task | None
+) -> ModelJudge:
+    known = [name for name in (*TALLIES, *MODELS) if name != "ensemble"]
     members = [
-        (member, make_judge(replace(config, name=member.name), seed, member.seat))
+        (member, make_judge(replace(config, name=member.name), seed, member.seat, task))
         for member in read_members(config.members, known)
     ]
     judges = [judge for _, judge in members]
     seats = {seat for judge in judges for seat in judge.seats}
     return ModelJudge(
-        "ensemble",
+        # Who reads gold says so by its name, also among others.
+        "ensemble+verifier" if any(j.name == "verifier" for j in judges) else "ensemble",
         {
             seat: tuple(dict.fromkeys(w for judge in judges for w in judge.seats.get(seat, ())))
             for seat in sorted(seats)
         },
-        dict(settings) | {judge.name: judge.settings for judge in judges},
-        {f"{judge.name}/{name}": text for judge in judges for name, text in judge.files.items()},
+        dict(settings) | {member.label: judge.settings for member, judge in members},
+        {f"{m.label}/{name}": text for m, judge in members for name, text in judge.files.items()},
         members=members,
         how=config.combine,
     )

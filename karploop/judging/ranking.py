@@ -16,7 +16,6 @@ from karploop.judging.opinion import Opinion, Pair, Place, total
 
 Compare = Callable[[Sequence[Pair], Sequence[Place]], list[Opinion]]
 
-METHODS = ("round_robin", "bradley_terry", "tournament")
 _PRIOR = 0.01  # comparisons with an average opponent, half of them won: keeps strengths finite
 
 
@@ -26,12 +25,16 @@ class Group:
 
     Attributes:
       number: of the group; with the places of two completions in it, the place of their pair.
+      members: which of several models wrote each completion; empty: there is only one.
+      cut: of further completions, which did not end and are not judged, the models that wrote them.
       met: opinions so far, by (i, j) with i < j: how probable it is that i is better.
     """
 
     number: int
     prompt: str
     completions: tuple[str, ...]
+    members: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
     met: dict[tuple[int, int], Opinion] = field(default_factory=dict)
 
     @property

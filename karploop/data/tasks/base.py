@@ -10,6 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 
+class ScorerFailed(Exception):
+    """A scorer broke down on a text: whether the text is right is not known. Says why."""
+
+
 @dataclass(frozen=True)
 class Task(ABC):
     """A family of text problems, indexed by an integer difficulty, with one gold answer each.
@@ -99,6 +103,13 @@ class Task(ABC):
         with; a loop that claims to do without labels may use it for measurement only.
         """
         return self.normalise(completion) == self.normalise(self.answer(prompt))
+
+    def verdict(self, prompt: str, completion: str) -> tuple[bool | None, str]:
+        """What `verify` says; or None, and why, where its scorer broke down on the text.
+
+        `verify` calls such a text wrong, as a measurement must; a judge has no verdict on it.
+        """
+        return self.verify(prompt, completion), ""
 
     def split_key(self, prompt: str) -> str:
         """Canonical form that decides the side of the held-out split.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from karploop.data.tasks.base import Task
+from karploop.data.tasks.base import ScorerFailed, Task
 from karploop.errors import UserError
 
 
@@ -43,7 +43,7 @@ class DatasetTask(Task):
       load: gives the problems. Called once, when something asks for them; the order matters to
         which are drawn, so it must be the same in every process.
       scorer: `scorer(problem, completion)` tells whether `completion`, stripped and not empty, is
-        right. Without one the gold answer decides.
+        right, or raises ScorerFailed. Without one the gold answer decides.
       version: what decides on problems and scores besides the pool's content, such as the version
         of the library that scores; part of `identity`.
       conflicts: "refuse" or "first".
@@ -124,16 +124,24 @@ class DatasetTask(Task):
     def verify(self, prompt: str, completion: str) -> bool:
         """Whether the scorer or, without one, the gold answer calls `completion` right.
 
+        Where the scorer fails on a text, the text is wrong; `verdict` tells the two apart.
+
         Raises:
           UserError: `prompt` is no problem of this task, or has neither scorer nor gold answer.
         """
+        return bool(self.verdict(prompt, completion)[0])
+
+    def verdict(self, prompt: str, completion: str) -> tuple[bool | None, str]:
         problem = self.problem(prompt)
         if self.scorer is not None:
             stripped = completion.strip()
-            return bool(stripped) and self.scorer(problem, stripped)
+            try:
+                return bool(stripped) and self.scorer(problem, stripped), ""
+            except ScorerFailed as error:
+                return None, str(error)
         if problem.answer is None:
             raise UserError(f"{self._about(problem)} has no gold answer to verify with; {_NO_GOLD}")
-        return self.normalise(completion) == self.normalise(problem.answer)
+        return self.normalise(completion) == self.normalise(problem.answer), ""
 
     def split_key(self, prompt: str) -> str:
         """The prompt without differences of letter case, white space and Unicode composition."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from karploop.data.tasks.address import check_known, nearest, parse
+from karploop.data.tasks.base import ScorerFailed
 from karploop.data.tasks.dataset import DatasetTask, Problem
 from karploop.errors import UserError
 
@@ -60,8 +61,9 @@ def reasoning_gym_task(name: str) -> DatasetTask:
     task's name in metrics, which also salts the held-out split. Entries that repeat a prompt are
     dropped, so that a small family gives fewer than `size` problems.
 
-    Answers are judged by the data set's own scorer. Where it fails on a text, the text is wrong. A
-    few scorers evaluate what a model wrote as Python code: these take `allow_eval=true`.
+    Answers are judged by the data set's own scorer. Where it fails on a text, a judge has no
+    verdict, and measurements call the text wrong. A few scorers evaluate what a model wrote as
+    Python code: these take `allow_eval=true`.
 
     Raises:
       UserError: the package is missing; nothing has that name; a parameter is unknown, of the wrong
@@ -103,14 +105,18 @@ def reasoning_gym_task(name: str) -> DatasetTask:
     def score(answer: str, entry: dict[str, Any]) -> bool:
         try:
             return bool(source().score_answer(answer, entry) >= threshold)
-        except Exception:  # Some scorers take it for granted that an answer can be parsed.
-            return False
+        except Exception as error:  # Some take it for granted that an answer can be parsed.
+            raise ScorerFailed(f"the scorer failed ({type(error).__name__})") from error
+
+    def accepts_anything(problem: Problem) -> bool:
+        with contextlib.suppress(ScorerFailed):
+            return score(_NO_ANSWER, problem.evidence)
+        return False
 
     def load() -> list[Problem]:
         problems = _problems(name, source, settings["size"])
         # A guard against scorers that call everything right, such as game_of_life_halting's.
-        probes = problems[:8]
-        if all(score(_NO_ANSWER, p.evidence) for p in probes):
+        if all(map(accepts_anything, problems[:8])):
             raise UserError(
                 f"task {name!r}: the scorer of {dataset} calls any text right, so there is nothing "
                 "to learn from it; choose another data set or a higher threshold"
