@@ -24,6 +24,8 @@ from karploop.store import Corrupt, Manifest, Store
 Name = tuple[str, str]  # stage and key
 TRAINED = ("warmup", "import", "train")  # stages that write parameters, or say where they are
 SEED = "seed"  # stage of the labelled rows, and their `source` in rows.parquet
+# By stage, settings that it has as of its round, where the config has those of all rounds.
+OF_ROUND = {"filter": ("threshold", "agreement")}
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def _may_belong(manifest: Manifest, config: Mapping[str, Any]) -> bool:
     known = dict(section) if isinstance(section, Mapping) else {}
     if manifest.stage == SEED:
         known.pop("name", None)  # a stage has the task's content there, too
+    for name in OF_ROUND.get(manifest.stage, ()):
+        known.pop(name, None)
     if not (config.get("roles") or {}).get("policy", {}).get("path"):  # which brings its own
         known["model"] = config.get("model")
     return all(value == known[k] for k, value in manifest.config.items() if k in known)

@@ -6,6 +6,7 @@ job leaves a hidden partial file beside its output; the same job finds it and go
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -25,13 +26,15 @@ from karploop.sampling.sampler import Sampler, batches
 
 Compute = Callable[[range], Iterator[tuple[Row, int]]]
 _SHORTEST_BUCKET = 16
+_WORTH_SHARING = 32  # tokens
 
 
 def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> None:
     """Adds `completions` to every row of `source`: text, tokens, logprobs, finish_reason.
 
     A row's completions depend on the model, its place in the file and the seed, and not on the
-    batch size. Log-probabilities are the unfiltered model's, in nats.
+    batch size. Log-probabilities are the unfiltered model's, in nats. What all prompts begin with,
+    such as solved examples, is read once for a batch.
 
     Raises:
       UserError: anything wrong with model, rows or settings, before anything is compiled.
@@ -48,17 +51,20 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
 
     def load(model: LocalModel, mesh: Mesh, rows: list[Row], prompts: list[list[int]]) -> Compute:
         weights, params = model.load(mesh)
+        prefix = _beginning(prompts)
+        rests = [prompt[len(prefix) :] for prompt in prompts]
         sampler = Sampler(
             weights,
             model.tokenizer,
-            prompt_length=_buckets(prompts),
+            prompt_length=_buckets(rests),
             completion_length=job.max_new_tokens - 1,
+            prefix=prefix,
         )
 
         def complete(part: range) -> Iterator[tuple[Row, int]]:
             completions = sampler.complete(
                 params,
-                [prompts[i] for i in part],
+                [rests[i] for i in part],
                 list(part),
                 jax.random.key(job.seed),
                 samples=job.n,
@@ -189,6 +195,12 @@ def _scored(model: LocalModel, row: Mapping[str, Any], where: str) -> tuple[list
 def _room(model: LocalModel, prompt: Sequence[int], wanted: int) -> int:
     """New tokens that the context has room for."""
     return min(wanted, model.config.max_length - len(prompt))
+
+
+def _beginning(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """What all prompts begin with, before their last token; () where that is short."""
+    shared = os.path.commonprefix([list(prompt[:-1]) for prompt in prompts])
+    return tuple(shared) if len(prompts) > 1 and len(shared) >= _WORTH_SHARING else ()
 
 
 def _buckets(texts: Sequence[Sequence[int]]) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ from finished_runs import start
 
 from experiments import table, trace
 from karploop import fingerprint as fp
-from karploop.catalogue import read_catalogue
+from karploop.catalogue import _may_belong, read_catalogue
 from karploop.config import Config, resolve
 from karploop.errors import UserError
 from karploop.filtering.choice import at_round, choose, judge_name, settings
@@ -17,6 +18,7 @@ from karploop.filtering.filters import decide, get_filter, register
 from karploop.lineage import trace_sample
 from karploop.reporting.model_card import model_card
 from karploop.reporting.tables import run_table
+from karploop.schema import to_dict
 from karploop.store import Store
 
 
@@ -94,11 +96,11 @@ def test_only_keys_that_are_read_make_a_stage():
     assert made_of("none", rate=0.1) == {"name": "none"}
     assert made_of("length", slack=2, cap=7) == {"name": "length", "slack": 2}
     assert made_of("chain(vote,cap)", votes=1, cap=2) == {
-        "name": "chain(vote, cap)", "agreement": 1.0, "cap": 2, "missing": "drop",
+        "name": "chain(vote,cap)", "agreement": 1.0, "cap": 2, "missing": "drop",
     }  # fmt: skip
     matched = {"name": "best", "missing": "drop"}
     assert made_of("random", "rubric", match="best", rate=0.1, cap=3) == {
-        "name": "random", "match": matched,
+        "name": "random", "match": "best", "matched": matched,
     }  # fmt: skip
     # Rounds in which the threshold is the same share what is in the store.
     rising = dict(threshold_step=0.3, threshold_last=0.8)
@@ -125,6 +127,27 @@ def test_only_the_code_of_its_theme_is_behind_a_filters_stage():
     assert themes == {"select", "registry", "by_score"}
     more = get_filter("chain(vote, near_duplicates)").modules
     assert set(more) == {f"karploop.filtering.{n}" for n in ("composition", "by_score", "by_text")}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "chain(none,cap)"},
+        {"name": "random", "match": "length"},
+        {"name": "vote", "votes": 1},
+        {"name": "all_of(threshold)", "threshold_step": 0.2},
+    ],
+)
+def test_garbage_collection_finds_the_filters_of_a_run_that_goes_on(changed):
+    """Also where a round's settings are not those of the config to the letter."""
+    asked = config(**changed, judge="vote")
+    for index in range(2):
+        made = settings(*choose(asked), at_round(asked, index))
+        rng = {"seed": asked.seed, "member": 0, "round": index}
+        manifest = types.SimpleNamespace(stage="filter", rng=rng, config=made)
+        assert _may_belong(manifest, to_dict(asked))
+        manifest.config = made | {"name": "other"}
+        assert not _may_belong(manifest, to_dict(asked))
 
 
 @pytest.fixture(scope="module")

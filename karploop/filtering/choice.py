@@ -103,9 +103,13 @@ def at_round(config: Config, index: int) -> FilterConfig:
 
 
 def settings(chosen: Filter, matched: Filter | None, config: FilterConfig) -> dict[str, Any]:
-    """What of the config decides the selection: the keys that the filters declare."""
-    found = chosen.settings(config)
+    """What of the config decides the selection: the keys that the filters declare.
+
+    Under a key of FilterConfig stands its value, as it is there but for what `at_round` sets, so
+    that `Catalogue.reach` can tell whose a stage may be.
+    """
+    found = chosen.settings(config) | {"name": config.name}
     if matched:  # its yield is in place of these
         found = {key: value for key, value in found.items() if key not in ("count", "rate")}
-        found["match"] = matched.settings(config)
+        found |= {"match": config.match, "matched": matched.settings(config)}
     return found

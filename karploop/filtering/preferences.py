@@ -29,30 +29,31 @@ _ROUNDING = 1e-9  # 0.9 − 0.8 is a margin of 0.1, and 0.1 + 0.2 ties with 0.3
 
 
 Pair = tuple[int, int]  # the rows of the better and of the worse one
-Pairing = Callable[[Sequence[int], Sequence[int], Verdicts], list[Pair]]  # winners, rows, verdicts
+# From rows of a prompt that may be chosen, all its rows, score_S, and shown_SxO: of each row, the
+# mean score when it was shown first and when second, NaN where nobody asked.
+Pairing = Callable[[Sequence[int], Sequence[int], np.ndarray, np.ndarray], list[Pair]]
 
 
-def best_worst(winners: Sequence[int], rows: Sequence[int], verdicts: Verdicts) -> list[Pair]:
+def best_worst(winners, rows, score_S, shown_SxO) -> list[Pair]:
     """The highest-scored of the winners and the lowest-scored row; of equals, the first."""
-    score_S = verdicts.score_S
     worst = min(rows, key=lambda row: score_S[row])
     return [(max(winners, key=lambda row: score_S[row]), worst)]
 
 
-def all_pairs(winners: Sequence[int], rows: Sequence[int], verdicts: Verdicts) -> list[Pair]:
+def all_pairs(winners, rows, score_S, shown_SxO) -> list[Pair]:
     """Every winner with every row."""
     return list(itertools.product(winners, rows))
 
 
-def consistent(winners: Sequence[int], rows: Sequence[int], verdicts: Opinions) -> list[Pair]:
+def consistent(winners, rows, score_S, shown_SxO) -> list[Pair]:
     """Pairs that do not depend on the order in which a judge was shown its comparisons.
 
     The better one wins on average both when it is shown first and when it is shown second, and the
     worse one loses in both. Of two completions these say the same: that both orders agree.
     """
-    shown_SxO = np.array([verdicts.forward, verdicts.backward], float).T  # None becomes NaN
-    wins_S, loses_S = (shown_SxO > 0.5).all(1), (shown_SxO < 0.5).all(1)
-    return [(i, j) for i, j in itertools.product(winners, rows) if wins_S[i] and loses_S[j]]
+    better = [row for row in winners if (shown_SxO[row] > 0.5).all()]
+    worse = [row for row in rows if (shown_SxO[row] < 0.5).all()]
+    return list(itertools.product(better, worse))
 
 
 PAIRINGS: dict[str, Pairing] = {
@@ -73,9 +74,13 @@ def preferences(
     Raises:
       UserError: both orders are needed of verdicts that have none.
     """
-    if config.pairing == "consistent":
-        _check_orders(verdicts)
-    score_S = verdicts.score_S
+    score_S, shown_SxO = verdicts.score_S, _shown(verdicts)
+    if config.pairing == "consistent" and len(verdicts) and np.isnan(shown_SxO).all():
+        raise UserError(
+            "'config.preference.pairing=consistent' wants verdicts that were asked for in both "
+            "orders, and these have none: let a judge that compares ('pairwise', 'constitution') "
+            "give them, or set it to best_worst or all_pairs"
+        )
     eligible_S = samples.finished_S & ~np.isnan(score_S)
     may_win_S = selection.kept_S if selection is not None else np.ones(len(samples), bool)
     found: list[Pair] = []
@@ -84,7 +89,7 @@ def preferences(
         first = {samples.completions[row]: row for row in reversed(preferred)}
         distinct = sorted(first.values())
         winners = [row for row in distinct if may_win_S[row]]
-        pairs = PAIRINGS[config.pairing](winners, distinct, verdicts) if winners else []
+        pairs = PAIRINGS[config.pairing](winners, distinct, score_S, shown_SxO) if winners else []
         leads = {pair: score_S[pair[0]] - score_S[pair[1]] for pair in pairs}
         least = max(_ROUNDING, config.margin - _ROUNDING)
         apart = sorted((p for p in pairs if leads[p] > least), key=lambda pair: -leads[pair])
@@ -106,12 +111,8 @@ def _record(samples: Samples, score_S: np.ndarray, pairs: Sequence[Pair]) -> Pai
     )
 
 
-def _check_orders(verdicts: Verdicts) -> None:
-    orders = getattr(verdicts, "forward", []), getattr(verdicts, "backward", [])
-    known = [score for order in orders for score in order if score is not None]
-    if not known and len(verdicts):
-        raise UserError(
-            "'config.preference.pairing=consistent' wants verdicts that were asked for in both "
-            "orders, and these have none: let a judge that compares ('pairwise', 'constitution') "
-            "give them, or set it to best_worst or all_pairs"
-        )
+def _shown(verdicts: Verdicts) -> np.ndarray:
+    """shown_SxO, as of `Pairing`."""
+    if not isinstance(verdicts, Opinions):
+        return np.full((len(verdicts), 2), np.nan)
+    return np.array([verdicts.forward, verdicts.backward], float).T  # None becomes NaN
