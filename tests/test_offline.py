@@ -108,6 +108,28 @@ def test_batch_size_changes_nothing_and_the_seed_does(model, tmp_path):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_what_all_prompts_begin_with_is_read_once(model, tmp_path, monkeypatch):
+    """With the same log-probabilities; a row by itself shares nothing."""
+    rows = [
+        {"prompt": "the quick brown fox jumps over the " + tail} for tail in ("lazy dog", "cat")
+    ]
+    shared = []
+
+    def sampler(*args, prefix=(), **kwargs):
+        shared.append(len(prefix))
+        return Sampler(*args, prefix=prefix, **kwargs)
+
+    Sampler = offline.Sampler
+    monkeypatch.setattr(offline, "Sampler", sampler)
+    monkeypatch.setattr(offline, "_WORTH_SHARING", 4)
+    together = generated(model, tmp_path, rows, temperature=0.0)
+    alone = generated(model, tmp_path, rows[:1], name="alone", temperature=0.0)
+    assert shared[0] > 4 and shared[1] == 0
+    one, other = (found[0]["completions"][0] for found in (together, alone))
+    assert one["tokens"] == other["tokens"]
+    np.testing.assert_allclose(one["logprobs"], other["logprobs"], atol=1e-4)
+
+
 def test_greedy_completions_of_one_prompt_are_equal(model, tmp_path):
     for row in generated(model, tmp_path, temperature=0.0):
         assert row["completions"][0]["tokens"] == row["completions"][1]["tokens"]
