@@ -100,7 +100,8 @@ class RoleConfig:
     # In a loop, other roles than the policy: its weights of now (policy), before the first round
     # (base), or after one (round:3; until then, the newest there are).
     weights: str = ""
-    chat: str = option("auto", choices=("auto", "yes", "no"))  # auto: where there is a template
+    # auto: where there is a template; behind an address, always but for probabilities.
+    chat: str = option("auto", choices=("auto", "yes", "no"))
     base_url: str = ""  # of an OpenAI-compatible server, as in http://localhost:8000/v1
     model: str = ""  # its name there
     key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key

@@ -36,7 +36,9 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     `experiments.calibrate` reads the first two kinds.
 
     Raises:
-      UserError: anything wrong with judge, role or rows, before anything is compiled.
+      UserError: anything wrong with judge, role or rows, before anything is compiled; or an
+        endpoint that is to give probabilities gives none, before it is asked for verdicts.
+      RunFailed: an endpoint is down or its cap is reached; the same command goes on from there.
     """
     if config.judge.name not in MODELS:
         raise UserError(
@@ -65,6 +67,7 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     with Output(target, identity_of(identity, rows)) as out:
         if out.done == len(rows):
             return
+        bound.probe(judge.seats)
         roles = bound.load(mesh, config.judge.batch)
         with progress.stage(None, judge.name, len(rows), "rows", start=out.done) as stage:
             for start in range(out.done, len(rows), config.rows):

@@ -212,6 +212,25 @@ def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(model, task, tmp
         start(tmp_path, "stopped", model, task, **more, filter__missing="stop")
 
 
+def test_an_endpoint_judges_by_probabilities_if_it_has_any(model, task, tmp_path, serve):
+    """One that has none is found before the first stage; one that is down may yet come back."""
+    levels = [["Criterion", f" {level}", -9.0 + 8.0 * (level == 4)] for level in range(1, 6)]
+    servers = serve(worths=levels), serve(echo="silent")
+    able, silent = (
+        JUDGED | {"roles__judge": {"base_url": s.endpoint.base_url, "model": "small"}, "rounds": 1}
+        for s in servers
+    )
+    with pytest.raises(UserError, match="'config.roles.judge' is asked for log-probabilities"):
+        start(tmp_path, "silent", model, task, **silent)
+    assert not list(Store(str(tmp_path)).root.glob("store/*/*"))
+    summary = start(tmp_path, "able", model, task, **able)
+    ((_, opinions, _),) = rounds(tmp_path, summary)
+    known = ~np.isnan(opinions.score_S)
+    assert known.any() and np.allclose(opinions.score_S[known], 0.75, atol=0.01)
+    servers[0].stop()
+    assert start(tmp_path, "again", model, task, **able)["rounds"][1]["stages"]
+
+
 CHAINED = {
     "generate__chain": "critique_revise",
     "generate__samples": 2,
@@ -260,7 +279,10 @@ def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(rewarding, mod
         ({"roles__judge": {}}, "wants a model"),
         ({"roles__judge": {"weights": "base", "cap": 1.0}}, "wants a model"),
         ({"roles__judge": {"weights": "base", "path": "x"}}, "those of a loop"),
-        ({"roles__judge": {"base_url": "http://localhost/v1", "model": "m"}}, "texts alone"),
+        (
+            {"roles__judge": {"base_url": "http://localhost/v1", "model": "m", "chat": "yes"}},
+            "to be asked as a chat",
+        ),
         ({"judge__name": "constitution", "judge__principles": 99}, "has 10"),
     ],
 )

@@ -15,20 +15,22 @@ import asyncio
 import contextlib
 import queue
 import random
+import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from karploop.endpoints.calls import Call, Endpoint, Failure, Reply
 from karploop.endpoints.ledger import Ledger
 from karploop.endpoints.limits import Budget, Limits
 from karploop.endpoints.remote import Refused, Remote, Transient
-from karploop.errors import RunFailed
+from karploop.errors import RunFailed, UserError
 
 Outcome = Reply | Failure
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts
 _DOUBTFUL = 8  # calls that fail one after another before the endpoint counts as down
+_PROBE, _PROBES = ("The sky is", " blue"), 3  # what is scored to see if it can be; attempts at it
 
 
 @dataclass
@@ -64,6 +66,30 @@ class Client:
         if self._endpoint.input_price or self._endpoint.output_price:
             text += f", about ${self._endpoint.price(tokens_in, tokens_out):.2f} at most"
         return text
+
+    def check_scoring(self, where: str) -> None:
+        """Asks for the log-probability of a few words, anew each time.
+
+        Args:
+          where: what wants log-probabilities, for errors.
+
+        Raises:
+          UserError: the endpoint gives none, or none that can be told apart.
+          RunFailed: it is down.
+        """
+        call = Call.scoring(*_PROBE, seed=secrets.randbits(31))  # no earlier reply is its answer
+        endpoint = replace(self._endpoint, attempts=min(self._endpoint.attempts, _PROBES))
+        address, model = endpoint.base_url, endpoint.model
+        try:
+            ((_, found),) = Client(endpoint, self._ledger).complete([call])
+        except UserError as error:
+            found = Failure(str(error))
+        if isinstance(found, Failure):
+            raise UserError(
+                f"{where} is asked for log-probabilities, and '{model}' at '{address}' gives none: "
+                f"{found.reason}. Bind it to a checkpoint ('path'), or take a server that answers "
+                "/completions with 'echo' and 'logprobs', such as vLLM's"
+            )
 
     def complete(self, calls: Iterable[Call]) -> Iterator[tuple[int, Outcome]]:
         """The outcome of every call with its place among `calls`, once each, as they come.
@@ -195,15 +221,17 @@ class _Job:
             self._usage.tokens_out += answer.tokens_out or 0
             if answer.text is None:
                 self._ledger.charge(cost)
-                raise Refused(f"a reply without text ({answer.ended})")
+                raise Refused(answer.refusal)
             reply = Reply(
                 text=answer.text,
-                finished=answer.ended == "stop",
+                finished=answer.finished,
                 tokens_in=answer.tokens_in,
                 tokens_out=answer.tokens_out,
                 cost=cost,
                 seconds=round(time.monotonic() - started, 3),
                 attempts=number,
+                pieces=answer.echo and answer.echo.pieces,
+                logprobs=answer.echo and answer.echo.logprobs,
             )
             self._ledger.keep(identity, reply)
             return reply

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -100,12 +100,27 @@ class Bound:
                 f"{where} is asked for {wanted}, and '{config.path}' is a reward model, which "
                 "gives numbers alone: 'config.judge.name=reward' asks for these"
             )
-        if wanted == "probabilities" and config.base_url:
+        if wanted == "probabilities" and config.base_url and config.chat == "yes":
             raise UserError(
-                f"{where}: the judge reads probabilities, and a model behind an address gives "
-                "texts alone: set 'config.judge.rationale', so that its answer is read from what "
-                "it writes, or bind the role to weights ('path')"
+                f"{where} is to be asked as a chat, and a server says how probable a text is in "
+                "plain text alone: leave 'chat' at auto, set 'config.judge.rationale', or bind the "
+                "role to weights ('path')"
             )
+
+    def probe(self, seats: Mapping[str, Collection[str]]) -> None:
+        """Asks each endpoint that is to give probabilities for those of a few words.
+
+        Args:
+          seats: roles, and what is wanted of them.
+
+        Raises:
+          UserError: one of them gives none.
+          RunFailed: one of them is down.
+        """
+        for name, wanted in seats.items():
+            config = self._configs.get(name)
+            if config in self._clients and "probabilities" in wanted:
+                self._clients[config].check_scoring(f"'config.roles.{name}'")
 
     def identity(self, whole: bool = False) -> list[Any]:
         """What decides what is said: of weights, by `whole`, their files' SHA-256 or time stamps.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,6 +104,10 @@ class LoopRoles:
                 f"'config.roles.{name}' wants a reward model: set 'path' to a folder that "
                 "experiments.reward made"
             )
+
+    def probe(self, seats: Mapping[str, Collection[str]]) -> None:
+        """Asks endpoints whether they can give probabilities; see `Bound.probe`."""
+        self._elsewhere.probe(seats)
 
     def identity(self, seats: Iterable[str]) -> list[Any]:
         """What decides what `seats` say, but for the loop's own parameters (see `inputs`)."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from karploop.asking import Asked, How, Said, Scored, Spent, cut
-from karploop.endpoints.calls import Call, Failure, seed_of
-from karploop.endpoints.client import Client
-from karploop.errors import UserError
+from karploop.asking import Asked, How, Said, Scored, Spent, cut, spoken
+from karploop.endpoints.calls import Call, Failure, Reply, seed_of
+from karploop.endpoints.client import Client, Outcome
 
 
 class RemoteRole:
@@ -34,17 +33,25 @@ class RemoteRole:
             else:
                 # Not every server knows stop strings.
                 text, stopped = cut(outcome.text, how.stop)
-                used = (outcome.tokens_in or 0, outcome.tokens_out or 0)
-                spent = Spent(*used, outcome.cost, outcome.seconds)
-                said[place] = Said(text, "", spent, stopped or outcome.finished)
+                said[place] = Said(text, "", _spent(outcome), stopped or outcome.finished)
         return said
 
     def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:
-        """Raises UserError: a server does not tell how probable a text is."""
-        raise UserError(
-            "a judge reads probabilities, and a model behind an address gives texts alone: bind "
-            "the role to weights ('path')"
-        )
+        """See `Role`: what all tokens of an option are worth together, behind a space.
+
+        Always in plain text, for a server tells of the texts that it is given and of no template's.
+        A call for each prompt and option. One that failed for good leaves its prompt without any.
+
+        Raises:
+          UserError, RunFailed: as `Client.complete` does; replies that came are kept.
+        """
+        texts = [prompt if isinstance(prompt, str) else spoken(prompt) for prompt in prompts]
+        calls = [Call.scoring(text, f" {option}") for text in texts for option in options]
+        found: list[Outcome | None] = [None] * len(calls)
+        for place, outcome in self.client.complete(calls):
+            found[place] = outcome
+        each = len(options)
+        return [_scored(found[i : i + each]) for i in range(0, len(found), each)]
 
     def _call(self, prompt: Asked, prompt_id: int, how: How) -> Call:
         if self._chat and isinstance(prompt, str):
@@ -57,3 +64,18 @@ class RemoteRole:
             seed=seed_of(*how.seed, prompt_id),
             stop=how.stop,
         )
+
+
+def _scored(outcomes: Sequence[Outcome]) -> Scored:
+    """From the outcomes of all options of a prompt."""
+    spent = sum((_spent(one) for one in outcomes if not isinstance(one, Failure)), Spent())
+    for one in outcomes:
+        if isinstance(one, Failure):
+            return Scored(None, one.reason, spent)
+        if None in one.logprobs:
+            return Scored(None, "there is nothing before the option", spent)
+    return Scored(tuple(sum(one.logprobs) for one in outcomes), "", spent)
+
+
+def _spent(reply: Reply) -> Spent:
+    return Spent(reply.tokens_in or 0, reply.tokens_out or 0, reply.cost, reply.seconds)
