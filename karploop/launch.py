@@ -21,6 +21,7 @@ from karploop import cli, loop
 from karploop.config import Config
 from karploop.errors import RunFailed, UserError
 from karploop.files import cache_folder
+from karploop.forecast import loop_forecast
 from karploop.machinery import Machinery, prepare
 from karploop.mesh import any_process, is_main, main_first
 from karploop.models.weights import params_sha256
@@ -71,6 +72,8 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
         run = main_first(lambda: _start(store, run_name, config, running))
         _check_shared(store)
         _check_endpoints(machinery, progress.say)
+        for line in loop_forecast(machinery):
+            progress.say(line)
         try:
             params = loop.run(machinery, Stages(store, progress, stop), run.add_round)
         except Stopped:

@@ -11,18 +11,20 @@ from jax.sharding import Mesh
 from karploop.chains.definition import Chain
 from karploop.chains.library import get_chain
 from karploop.chains.rendering import load_templates
-from karploop.config import MODELS, TALLIES, Config
+from karploop.config import MODELS, RESULT_FREE, TALLIES, Config
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
 from karploop.filtering.filters import SCORES, Filter, get_filter
 from karploop.judging.model_judge import ModelJudge, make_judge
+from karploop.manifest import digest
 from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
 from karploop.models.weights import Weights
 from karploop.policy import Policy, make_policy
 from karploop.roles.in_loop import LoopRoles
 from karploop.sampling.sampler import Sampler
+from karploop.schema import to_dict
 from karploop.training.trainer import Trainer
 
 
@@ -85,6 +87,7 @@ def prepare(config: Config) -> Machinery:
         config.judge.batch,
         config.model.dtype,
         chat=config.prompt.chat,
+        job=_job(config),
     )
     if seats:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
@@ -109,6 +112,12 @@ def prepare(config: Config) -> Machinery:
     trainers = _trainers(config, weights)
     checked = (config, task, chosen, matched, judge, chain, roles, policy)
     return Machinery(*checked, weights, sampler, trainers)
+
+
+def _job(config: Config) -> str:
+    """What a loop's spending is counted for: whatever its roles may cost and its rounds may be."""
+    free = (*RESULT_FREE, "roles")
+    return digest({key: value for key, value in to_dict(config).items() if key not in free})
 
 
 def _chain(config: Config) -> Chain | None:

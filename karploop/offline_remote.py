@@ -104,7 +104,9 @@ def _run(
         left = calls[begin * n :]
         if left and left[0].continuation is not None:
             client.check_scoring("--model")
-        progress.say(client.forecast(left))
+        forecast = client.forecast(left)
+        for line in filter(None, (str(forecast), forecast.warning)):
+            progress.say(line)
         with progress.stage(None, name, len(rows), "rows", start=begin) as stage:
             for row, found in zip(rows[begin:], _in_order(client.complete(left), n), strict=True):
                 out.write(row | _added(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from unittest import mock
 
 import numpy as np
@@ -19,7 +20,7 @@ from small_tokenizers import CHATML  # noqa: E402
 
 from karploop import launch  # noqa: E402
 from karploop.config import resolve  # noqa: E402
-from karploop.errors import UserError  # noqa: E402
+from karploop.errors import RunFailed, UserError  # noqa: E402
 from karploop.machinery import Machinery, prepare  # noqa: E402
 from karploop.oversight.fitness import measured  # noqa: E402
 from karploop.records import (  # noqa: E402
@@ -196,12 +197,23 @@ def test_comparisons_rank_the_samples_of_a_prompt(rewarding, model, task):
     )
 
 
-def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(model, task, tmp_path, serve):
-    """A verdict that cannot be read drops its row and is counted; `stop` refuses to go on."""
+def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(
+    model, task, tmp_path, serve, capsys
+):
+    """A verdict that cannot be read drops its row and is counted; `stop` refuses to go on. How many
+    calls it may take at most is said before."""
     server = serve(rules=[["Request: 1", "So so. Rating: 4"], ["Request: 2", "Rating: none"]])
     there = {"base_url": server.endpoint.base_url, "model": "small"}
+    there |= {"input_price": 1.0, "cap": 1e-4}
     more = {"roles__judge": there, "judge__rationale": True, "rounds": 1}
+    with pytest.raises(RunFailed, match="cap"):
+        start(tmp_path, "poor", model, task, **more)
+    assert "judge: warning: it may cost $0.0" in capsys.readouterr().err
+    there["cap"] = 0.0
     summary = start(tmp_path, "asked", model, task, **more)
+    line = re.search(r"all rounds: judge, 'small': up to (\d+) calls.*", capsys.readouterr().err)
+    assert sum(server.stats()["answered"].values()) <= int(line[1]) == 3 * (8 * 8 + 2 * 10)
+    assert "at most" in line[0] and "warning" not in line[0]
     ((_, opinions, selection),) = rounds(tmp_path, summary)
     known = ~np.isnan(opinions.score_S)
     assert known.any() and set(opinions.score_S[known]) == {0.75}
@@ -240,7 +252,9 @@ CHAINED = {
 }
 
 
-def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(rewarding, model, task, serve):
+def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(
+    rewarding, model, task, serve, capsys
+):
     """The policy drafts and revises by its weights of the round, a critic elsewhere finds fault."""
     workdir, plain, _ = rewarding
     server = serve(rules=[["Where does the reply fall short", "Say it in one word."]])
@@ -260,6 +274,7 @@ def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(rewarding, mod
         assert samples.completions[i] == f" {steps[2]['text'].strip()}"
         assert samples.finished_S[i] == ("cut" not in steps[2] and len(samples.tokens[i]) < 40)
     calls = server.stats()["answered"]
+    assert "all rounds: critic, 'small': up to 16 calls" in capsys.readouterr().err
     start(workdir, "again", model, task, **CHAINED, roles__critic=there)
     assert server.stats()["answered"] == calls
 

@@ -14,6 +14,7 @@ import numpy as np
 from karploop.errors import UserError
 
 Message = Mapping[str, Any]
+CHARACTERS = 4  # of a token, about
 _AROUND = 16  # most tokens that a chat template puts around a message
 
 

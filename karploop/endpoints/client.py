@@ -21,7 +21,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from karploop.endpoints.calls import Call, Endpoint, Failure, Reply
+from karploop.endpoints.calls import CHARACTERS, Call, Endpoint, Failure, Reply
+from karploop.endpoints.forecast import Forecast, Load
 from karploop.endpoints.ledger import Ledger
 from karploop.endpoints.limits import Budget, Limits
 from karploop.endpoints.remote import Refused, Remote, Transient
@@ -55,17 +56,23 @@ class Client:
         self._endpoint, self._ledger = endpoint, ledger
         self.usage = Usage()
 
-    def forecast(self, calls: Sequence[Call]) -> str:
-        """What is still to be asked, in words, as far as it is known before."""
-        asked = [c for c in calls if not self._ledger.find(c.identity(self._endpoint))]
-        tokens_in = sum(c.characters for c in asked) // 4
-        tokens_out = sum(c.most_tokens_out(self._endpoint) for c in asked)
-        text = f"{len(asked):,} calls, about {tokens_in:,} tokens in, at most {tokens_out:,} out"
-        if len(asked) < len(calls):
-            text += f" ({len(calls) - len(asked):,} more are answered already)"
-        if self._endpoint.input_price or self._endpoint.output_price:
-            text += f", about ${self._endpoint.price(tokens_in, tokens_out):.2f} at most"
-        return text
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._endpoint
+
+    def known(self, call: Call) -> Reply | None:
+        """The reply to a call that has been answered before."""
+        return self._ledger.find(call.identity(self._endpoint))
+
+    def spent(self) -> float:
+        """Dollars that the job has spent so far."""
+        return self._ledger.spent()
+
+    def forecast(self, calls: Sequence[Call]) -> Forecast:
+        """What is still to be asked of `calls`."""
+        asked = [call for call in calls if not self.known(call)]
+        load = sum((Load.of(call, self._endpoint) for call in asked), Load())
+        return Forecast(self._endpoint, load, load, len(calls) - len(asked), self.spent())
 
     def check_scoring(self, where: str) -> None:
         """Asks for the log-probability of a few words, anew each time.
@@ -203,7 +210,7 @@ class _Job:
         """Raises Refused, Transient, and what ends the job."""
         most_out = call.most_tokens_out(self._endpoint)
         most = self._endpoint.price(call.most_tokens_in, most_out)
-        await self._limits.wait(call.characters // 4 + most_out)
+        await self._limits.wait(call.characters // CHARACTERS + most_out)
         async with self._budget.hold(most):
             self._usage.attempts += 1
             started = time.monotonic()

@@ -141,20 +141,29 @@ class Bound:
         return found
 
     @property
-    def clients(self) -> list[Client]:
-        return list(self._clients.values())
+    def names(self) -> list[str]:
+        return list(self._configs)
+
+    @property
+    def remote(self) -> dict[str, RemoteRole]:
+        """The roles behind an address."""
+        return {
+            name: RemoteRole(self._clients[config], chat=config.chat != "no")
+            for name, config in self._configs.items()
+            if config in self._clients
+        }
 
     def load(self, mesh: Mesh, batch: int) -> dict[str, Role | RewardModel]:
         """Lays weights on the mesh, those of one model once (and those below a reward again)."""
         made: dict[RoleConfig, Any] = {}
-        for config in self._configs.values():
+        for name, config in self._configs.items():
             if config in made:
                 continue
             if config in self._rewards:
                 made[config] = self._rewards[config].load(mesh, batch)
                 continue
             if config.base_url:
-                made[config] = RemoteRole(self._clients[config], chat=config.chat != "no")
+                made[config] = self.remote[name]
                 continue
             model = self._models[config]
             same = next((c for c in made if c.path == config.path and c in self._models), None)

@@ -25,15 +25,10 @@ class RemoteRole:
         Raises:
           UserError, RunFailed: as `Client.complete` does; replies that came are kept.
         """
-        calls = [self._call(prompt, i, how) for prompt, i in zip(prompts, ids, strict=True)]
+        calls = self.calls(prompts, ids, how)
         said: list[Said | None] = [None] * len(calls)
         for place, outcome in self.client.complete(calls):
-            if isinstance(outcome, Failure):
-                said[place] = Said(None, outcome.reason)
-            else:
-                # Not every server knows stop strings.
-                text, stopped = cut(outcome.text, how.stop)
-                said[place] = Said(text, "", _spent(outcome), stopped or outcome.finished)
+            said[place] = read_said(outcome, how)
         return said
 
     def score(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Scored]:
@@ -45,13 +40,21 @@ class RemoteRole:
         Raises:
           UserError, RunFailed: as `Client.complete` does; replies that came are kept.
         """
-        texts = [prompt if isinstance(prompt, str) else spoken(prompt) for prompt in prompts]
-        calls = [Call.scoring(text, f" {option}") for text in texts for option in options]
+        calls = self.scoring_calls(prompts, options)
         found: list[Outcome | None] = [None] * len(calls)
         for place, outcome in self.client.complete(calls):
             found[place] = outcome
         each = len(options)
-        return [_scored(found[i : i + each]) for i in range(0, len(found), each)]
+        return [read_scored(found[i : i + each]) for i in range(0, len(found), each)]
+
+    def calls(self, prompts: Sequence[Asked], ids: Sequence[int], how: How) -> list[Call]:
+        """What `complete` asks the endpoint."""
+        return [self._call(prompt, i, how) for prompt, i in zip(prompts, ids, strict=True)]
+
+    def scoring_calls(self, prompts: Sequence[Asked], options: Sequence[str]) -> list[Call]:
+        """What `score` asks the endpoint: of each prompt, all options."""
+        texts = [prompt if isinstance(prompt, str) else spoken(prompt) for prompt in prompts]
+        return [Call.scoring(text, f" {option}") for text in texts for option in options]
 
     def _call(self, prompt: Asked, prompt_id: int, how: How) -> Call:
         if self._chat and isinstance(prompt, str):
@@ -66,7 +69,15 @@ class RemoteRole:
         )
 
 
-def _scored(outcomes: Sequence[Outcome]) -> Scored:
+def read_said(outcome: Outcome, how: How) -> Said:
+    """What a call's outcome says to a prompt."""
+    if isinstance(outcome, Failure):
+        return Said(None, outcome.reason)
+    text, stopped = cut(outcome.text, how.stop)  # not every server knows stop strings
+    return Said(text, "", _spent(outcome), stopped or outcome.finished)
+
+
+def read_scored(outcomes: Sequence[Outcome]) -> Scored:
     """From the outcomes of all options of a prompt."""
     spent = sum((_spent(one) for one in outcomes if not isinstance(one, Failure)), Spent())
     for one in outcomes:
