@@ -390,6 +390,18 @@ class RewardConfig:
 # Keys that never change a result: a run may go on with other values of these.
 RESULT_FREE = ("mesh", "retention", "rounds")
 
+# Keys of a role that say how its endpoint is asked and paid, and nothing of what it says.
+ASKING = (
+    *("key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
+    *("attempts", "input_price", "output_price", "cap"),
+)
+
+
+def changes_results(path: str) -> bool:
+    """Whether a run with another value of the key at this dotted path is another run."""
+    group, name = path.partition(".")[0], path.rpartition(".")[2]
+    return group not in RESULT_FREE and not (group == "roles" and name in ASKING)
+
 
 def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
     """Lays `settings` (nested) and then `overrides` (dotted path → text) over the defaults.

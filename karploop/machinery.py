@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from karploop.chains.definition import Chain
 from karploop.chains.library import get_chain
 from karploop.chains.rendering import load_templates
-from karploop.config import MODELS, RESULT_FREE, TALLIES, Config
+from karploop.config import MODELS, TALLIES, Config, changes_results
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
@@ -24,7 +24,7 @@ from karploop.models.weights import Weights
 from karploop.policy import Policy, make_policy
 from karploop.roles.in_loop import LoopRoles
 from karploop.sampling.sampler import Sampler
-from karploop.schema import to_dict
+from karploop.schema import flatten, to_dict
 from karploop.training.trainer import Trainer
 
 
@@ -115,9 +115,9 @@ def prepare(config: Config) -> Machinery:
 
 
 def _job(config: Config) -> str:
-    """What a loop's spending is counted for: whatever its roles may cost and its rounds may be."""
-    free = (*RESULT_FREE, "roles")
-    return digest({key: value for key, value in to_dict(config).items() if key not in free})
+    """What a loop's spending is counted for: the run, whatever its cap and its rounds may be."""
+    settings = flatten(to_dict(config))
+    return digest({key: value for key, value in settings.items() if changes_results(key)})
 
 
 def _chain(config: Config) -> Chain | None:

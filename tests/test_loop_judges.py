@@ -209,8 +209,8 @@ def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(
     with pytest.raises(RunFailed, match="cap"):
         start(tmp_path, "poor", model, task, **more)
     assert "judge: warning: it may cost $0.0" in capsys.readouterr().err
-    there["cap"] = 0.0
-    summary = start(tmp_path, "asked", model, task, **more)
+    there["cap"] = 0.0  # the same run goes on
+    summary = start(tmp_path, "poor", model, task, **more)
     line = re.search(r"all rounds: judge, 'small': up to (\d+) calls.*", capsys.readouterr().err)
     assert sum(server.stats()["answered"].values()) <= int(line[1]) == 3 * (8 * 8 + 2 * 10)
     assert "at most" in line[0] and "warning" not in line[0]

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from karploop.asking import Role
-from karploop.config import RoleConfig
+from karploop.config import ASKING, RoleConfig
 from karploop.endpoints.calls import Endpoint, read_extra
 from karploop.endpoints.client import Client
 from karploop.endpoints.ledger import Ledger
@@ -22,10 +22,6 @@ from karploop.roles.reward import CARD, TrainedReward
 from karploop.schema import nearest
 
 POLICY = "policy"
-_REMOTE = (
-    *("model", "key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
-    *("attempts", "input_price", "output_price", "cap"),
-)
 
 
 class Bound:
@@ -185,5 +181,5 @@ class Bound:
 
 def _endpoint(config: RoleConfig, where: str) -> Endpoint:
     extra = read_extra(config.extra, f"{where}: 'extra'")
-    settings = {name: getattr(config, name) for name in _REMOTE}
+    settings = {name: getattr(config, name) for name in ("model", *ASKING)}
     return Endpoint(base_url=config.base_url, extra=extra, **settings)
