@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("openai")
 
 
-from karploop import offline_chain, offline_judge  # noqa: E402
+from karploop import offline_chain, offline_judge, offline_remote  # noqa: E402
 from karploop.chains import library  # noqa: E402
 from karploop.chains.definition import Ask, Branch, Chain, Let, Repeat  # noqa: E402
 from karploop.config import ChainConfig, JudgingConfig  # noqa: E402
 from karploop.endpoints.calls import Endpoint  # noqa: E402
 from karploop.endpoints.forecast import Forecast, Load  # noqa: E402
 from karploop.errors import RunFailed  # noqa: E402
+from karploop.jobs import GenerateJob  # noqa: E402
 from karploop.reporting.progress import Progress  # noqa: E402
 from karploop.schema import lay  # noqa: E402
 
@@ -208,6 +210,17 @@ def test_a_job_that_its_cap_may_end_says_so_before(folder, serve):
     )
     assert len(lines) > 1 and lines[1].startswith("critic and policy: warning: ")
     assert "may end it before" in lines[1] or "prompts alone" in lines[1]
+
+
+def test_completions_of_a_file_are_warned_of_too(folder, serve):
+    stream, target = io.StringIO(), str(folder / "out.jsonl")
+    endpoint = replace(serve().endpoint, input_price=1.0, output_price=1e5, cap=2.0)
+    job = GenerateJob("small", max_new_tokens=LENGTH)
+    source, ledger = str(folder / "in.jsonl"), folder / "replies.sqlite"
+    with pytest.raises(RunFailed, match="cap"):
+        offline_remote.generate(job, endpoint, source, target, Progress(stream), ledger)
+    assert "5 calls" in stream.getvalue() and "$10.00 at most\n" in stream.getvalue()
+    assert "warning: it may cost $10.00, and the cap of $2.00" in stream.getvalue()
 
 
 # -- judges ----------------------------------------------------------------------------------------

@@ -129,6 +129,8 @@ def test_the_first_token_of_a_text_may_have_no_log_probability_and_no_other():
     assert read(["The", " sky", "x"], "", "The sky").logprobs == [None, -1.0]
     start = read(["<s>", "The", " sky", "x"], "", "The sky")
     assert start.pieces == ["<s>", "The", " sky"] and start.logprobs == [None, -1.0, -2.0]
+    again = read(["<s>", "The", " The"], "", " The")  # what the server writes is what was sent
+    assert again.pieces == ["<s>", "The"]
     for lost in (None, math.nan, "None", True):
         with pytest.raises(Unscored, match="' sky' has no log-probability"):
             read(["The", " sky", "x"], "", "The sky", logprobs=[None, lost, -1.0])

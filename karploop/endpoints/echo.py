@@ -75,8 +75,10 @@ def read_echo(
 
 def _starts(pieces: Sequence[str], sent: bytes) -> list[set[int]] | None:
     """For each token, the bytes at which it may begin; None: they do not spell what was sent."""
+    bare_sent = sent.lstrip(b" ")
     for skipped in range(min(_START, len(pieces)) + 1):
-        if any(piece and sent.startswith(piece.encode()) for piece in pieces[:skipped]):
+        words = [piece.strip(" ").encode() for piece in pieces[:skipped]]
+        if any(word and bare_sent.startswith(word) for word in words):
             break  # it is no start token but the text's own
         rest = list(pieces[skipped:])
         if rest and rest[0].startswith(" ") and not sent.startswith(b" "):
