@@ -6,8 +6,9 @@ python -m experiments.chain --config=configs/chain.py --config.chain=critique_re
 A role is a folder, .gguf file or package:NAME (`roles.ROLE.path`), or a model behind an
 OpenAI-compatible server (`roles.ROLE.base_url` and `roles.ROLE.model`); those not named are the
 policy. Rows keep their order and fields and gain `output` and `steps` (step, role, prompt, text),
-or `error` where a call failed for good. "-" is standard input or output. The same command again
-goes on where an interrupted one stopped.
+or `error` where a call failed for good. What servers will be asked, and what it may cost, is said
+before, from the least to the most that the chain may take. "-" is standard input or output. The
+same command again goes on where an interrupted one stopped.
 """
 
 import sys

@@ -34,17 +34,7 @@ flags.DEFINE_integer("max_new_tokens", 128, "Most tokens of a completion, its st
 flags.DEFINE_integer("seed", 0, "Of the random numbers.")
 flags.DEFINE_integer("batch", 8, "Rows at a time; no influence on the result.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the model computes in.")
-flags.DEFINE_string("base_url", None, "Address of an OpenAI-compatible server: http://…/v1.")
-flags.DEFINE_string("key_env", "OPENAI_API_KEY", "Environment variable that holds its key.")
-flags.DEFINE_integer("concurrency", 16, "Calls to it at a time.")
-flags.DEFINE_integer("requests_per_minute", 0, "0: no limit.")
-flags.DEFINE_integer("tokens_per_minute", 0, "Prompts and replies together; 0: no limit.")
-flags.DEFINE_float("timeout", 120.0, "Seconds from a call to its whole reply.")
-flags.DEFINE_integer("attempts", 8, "Of a call, before it counts as failed.")
-flags.DEFINE_float("input_price", 0.0, "Dollars a million tokens of prompts.")
-flags.DEFINE_float("output_price", 0.0, "Dollars a million tokens of replies.")
-flags.DEFINE_float("cap", 0.0, "Most dollars that the job may cost; 0: no cap.")
-flags.DEFINE_string("extra", "{}", "JSON object laid over every request; null removes a key.")
+cli.define_endpoint_flags()
 
 
 def main(argv: list[str]) -> int:
@@ -57,20 +47,12 @@ def main(argv: list[str]) -> int:
     if FLAGS.base_url:
         from karploop import offline_remote
 
-        offline_remote.generate(job, _endpoint(), FLAGS.input, FLAGS.output, Progress())
+        offline_remote.generate(job, cli.endpoint(), FLAGS.input, FLAGS.output, Progress())
     else:
         from karploop import offline  # imports jax
 
         offline.generate(job, FLAGS.input, FLAGS.output, Progress())
     return 0
-
-
-def _endpoint():
-    from karploop.endpoints.calls import Endpoint, read_extra
-
-    extra = read_extra(FLAGS.extra, "--extra")
-    names = set(Endpoint.__dataclass_fields__) - {"extra"}
-    return Endpoint(**{name: getattr(FLAGS, name) for name in names}, extra=extra)
 
 
 if __name__ == "__main__":

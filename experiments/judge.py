@@ -7,9 +7,10 @@ python -m experiments.judge --config=configs/judge.py:rubric --config.roles.judg
 `pairwise` and `constitution` compare {"prompt", "completions": [one, two, …]}, in both orders. Rows
 keep their order and fields and gain `score` (null: no verdict, and `reason` says why), `judge`,
 `criteria`, `length` and, for a pair, `forward`, `backward` and `winner`; of more than two, `scores`
-and `best`. With `config.judge.rationale` the judge writes its reasons first, as one behind an
-address must. With a `gold` in the rows `experiments.calibrate` tells how good the judge is. The
-same command again goes on where an interrupted one stopped.
+and `best`. With `config.judge.rationale` the judge writes its reasons first, as one must that is
+behind an address whose server gives no log-probabilities. With a `gold` in the rows
+`experiments.calibrate` tells how good the judge is. The same command again goes on where an
+interrupted one stopped.
 """
 
 import sys

@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags, logging
 
 from karploop.config import Config, resolve
+from karploop.endpoints.calls import Endpoint, read_extra
 from karploop.errors import RunFailed, UserError
 
 _PREFIX = "--config."
@@ -90,6 +91,28 @@ def no_arguments(argv: list[str]) -> None:
 def _in_cluster() -> bool:
     """Whether this is one of several processes of a run (`launch.join_cluster`)."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def define_endpoint_flags() -> None:
+    """The flags of a tool that asks a model on the mesh, or one behind an address."""
+    flags.DEFINE_string("base_url", None, "Address of an OpenAI-compatible server: http://…/v1.")
+    flags.DEFINE_string("key_env", "OPENAI_API_KEY", "Environment variable that holds its key.")
+    flags.DEFINE_integer("concurrency", 16, "Calls to it at a time.")
+    flags.DEFINE_integer("requests_per_minute", 0, "0: no limit.")
+    flags.DEFINE_integer("tokens_per_minute", 0, "Prompts and replies together; 0: no limit.")
+    flags.DEFINE_float("timeout", 120.0, "Seconds from a call to its whole reply.")
+    flags.DEFINE_integer("attempts", 8, "Of a call, before it counts as failed.")
+    flags.DEFINE_float("input_price", 0.0, "Dollars a million tokens of prompts.")
+    flags.DEFINE_float("output_price", 0.0, "Dollars a million tokens of replies.")
+    flags.DEFINE_float("cap", 0.0, "Most dollars that the job may cost; 0: no cap.")
+    flags.DEFINE_string("extra", "{}", "JSON object laid over every request; null removes a key.")
+
+
+def endpoint() -> Endpoint:
+    """The endpoint that those flags, and `--model`, describe."""
+    extra = read_extra(flags.FLAGS.extra, "--extra")
+    names = set(Endpoint.__dataclass_fields__) - {"extra"}
+    return Endpoint(**{name: getattr(flags.FLAGS, name) for name in names}, extra=extra)
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:

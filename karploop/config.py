@@ -100,7 +100,8 @@ class RoleConfig:
     # In a loop, other roles than the policy: its weights of now (policy), before the first round
     # (base), or after one (round:3; until then, the newest there are).
     weights: str = ""
-    chat: str = option("auto", choices=("auto", "yes", "no"))  # auto: where there is a template
+    # auto: where there is a template; behind an address, always but for probabilities.
+    chat: str = option("auto", choices=("auto", "yes", "no"))
     base_url: str = ""  # of an OpenAI-compatible server, as in http://localhost:8000/v1
     model: str = ""  # its name there
     key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
@@ -475,6 +476,18 @@ class RewardConfig:
 
 # Keys that never change a result: a run may go on with other values of these.
 RESULT_FREE = ("mesh", "retention", "rounds")
+
+# Keys of a role that say how its endpoint is asked and paid, and nothing of what it says.
+ASKING = (
+    *("key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
+    *("attempts", "input_price", "output_price", "cap"),
+)
+
+
+def changes_results(path: str) -> bool:
+    """Whether a run with another value of the key at this dotted path is another run."""
+    group, name = path.partition(".")[0], path.rpartition(".")[2]
+    return group not in RESULT_FREE and not (group == "roles" and name in ASKING)
 
 
 def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:

@@ -13,14 +13,16 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
 
 import jax
 
 from karploop import cli, loop
 from karploop.config import Config
-from karploop.errors import UserError
+from karploop.errors import RunFailed, UserError
 from karploop.files import cache_folder
-from karploop.machinery import prepare
+from karploop.forecast import loop_forecast
+from karploop.machinery import Machinery, prepare
 from karploop.mesh import any_process, is_main, main_first
 from karploop.models.weights import params_sha256
 from karploop.reporting.progress import Progress
@@ -69,6 +71,9 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
     with contextlib.ExitStack() as running:
         run = main_first(lambda: _start(store, run_name, config, running))
         _check_shared(store)
+        _check_endpoints(machinery, progress.say)
+        for line in loop_forecast(machinery):
+            progress.say(line)
         try:
             params = loop.run(machinery, Stages(store, progress, stop), run.add_round)
         except Stopped:
@@ -102,6 +107,17 @@ def _check_shared(store: Store) -> None:
             f"the processes do not share the workdir '{store.root}': give --workdir a disk that "
             "all machines mount, or an object store (gs://…, s3://…)"
         )
+
+
+def _check_endpoints(machinery: Machinery, say: Callable[[str], None]) -> None:
+    """Raises UserError: an endpoint is to give probabilities, and gives none.
+
+    One that is down may be back when it is asked; and what is in the store asks for nothing.
+    """
+    try:
+        machinery.roles.probe(machinery.judge.seats if machinery.judge else {})
+    except RunFailed as down:
+        say(f"{down}. Until it is asked, the run goes on")
 
 
 def _use_compilation_cache() -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from karploop.chains.definition import Chain
 from karploop.chains.library import get_chain
 from karploop.chains.rendering import load_templates
-from karploop.config import MODELS, TALLIES, Config, ObjectiveConfig
+from karploop.config import MODELS, TALLIES, Config, ObjectiveConfig, changes_results
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
@@ -19,12 +19,14 @@ from karploop.filtering.choice import choose, judge_name, judges, reads_gold
 from karploop.filtering.registry import Filter
 from karploop.judging.equivalence import identity
 from karploop.judging.model_judge import ModelJudge, make_judge
+from karploop.manifest import digest
 from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
 from karploop.models.weights import Weights
 from karploop.policy import Policy, make_policy
 from karploop.roles.in_loop import LoopRoles
 from karploop.sampling.sampler import Sampler
+from karploop.schema import flatten, to_dict
 from karploop.training.objectives import make_objective
 from karploop.training.trainer import Trainer
 
@@ -94,6 +96,7 @@ def prepare(config: Config) -> Machinery:
         config.judge.batch,
         config.model.dtype,
         chat=config.prompt.chat,
+        job=_job(config),
     )
     if seats:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
@@ -118,6 +121,12 @@ def prepare(config: Config) -> Machinery:
     trainers = _trainers(config, weights, policy)
     checked = (config, task, chosen, matched, judge, chain, roles, policy)
     return Machinery(*checked, weights, sampler, trainers)
+
+
+def _job(config: Config) -> str:
+    """What a loop's spending is counted for: the run, whatever its cap and its rounds may be."""
+    settings = flatten(to_dict(config))
+    return digest({key: value for key, value in settings.items() if changes_results(key)})
 
 
 def _chain(config: Config) -> Chain | None:

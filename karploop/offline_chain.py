@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from karploop.asking import transcript
 from karploop.chains.definition import Chain
 from karploop.chains.library import get_chain
+from karploop.chains.rehearsal import Rehearsal, copied
 from karploop.chains.rendering import Templates, load_templates, read_text
 from karploop.chains.run import Run, Runner, Settings
 from karploop.config import ChainConfig, MeshConfig
 from karploop.data.rows import located_rows, to_prompt
+from karploop.endpoints.forecast import Tally
 from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.jobs import Output, Row, identity_of
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import Bound
+from karploop.roles.rehearsal import rehearse
 
 
 def run_file(
@@ -28,6 +33,8 @@ def run_file(
     responses: pathlib.Path | None = None,
 ) -> None:
     """Adds `output` and `steps` to every row of `source`; or `error`, and the steps before it.
+
+    What endpoints will be asked, and what their caps allow of it, is said before.
 
     Args:
       responses: the file of endpoints' replies; None: one for all jobs of a user.
@@ -56,10 +63,21 @@ def run_file(
         if out.done == len(rows):
             return
         settings = Settings(config.seed, config.temperature, config.top_p, config.max_new_tokens)
+        parts = [
+            range(start, min(start + config.rows, len(rows)))
+            for start in range(out.done, len(rows), config.rows)
+        ]
+
+        def go(stand_ins: Mapping[str, Any], tally: Tally) -> None:
+            rehearsal = Rehearsal(chain, stand_ins, settings, templates, tally)
+            for part in parts:
+                rehearsal.run(copied([runs[i] for i in part]))
+
+        for line in rehearse(bound.names, bound.remote, go):
+            progress.say(line)
         runner = Runner(chain, bound.load(mesh, config.batch), settings, templates)
         with progress.stage(None, chain.name, len(rows), "rows", start=out.done) as stage:
-            for start in range(out.done, len(rows), config.rows):
-                part = range(start, min(start + config.rows, len(rows)))
+            for part in parts:
                 runner.run([runs[i] for i in part])
                 for i in part:
                     out.write(rows[i] | _added(chain, runs[i]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from karploop.asking import transcript
 from karploop.config import MODELS, JudgingConfig, MeshConfig
 from karploop.data.rows import located_rows, to_prompt
+from karploop.endpoints.forecast import Tally
 from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.jobs import Output, Row, identity_of
@@ -18,6 +19,7 @@ from karploop.judging.ranking import Group
 from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import POLICY, Bound
+from karploop.roles.rehearsal import rehearse
 
 
 def run_file(config: JudgingConfig, source: str, target: str, progress: Progress) -> None:
@@ -32,11 +34,14 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
         `backward`, `winner` and `length`, the difference;
       of others, `scores`, one each, with `reasons`, and `best`, the place of the highest.
 
-    No verdict is null and never a number. `sample` is the row's number where it has none.
+    What endpoints will be asked, and what their caps allow of it, is said before. No verdict is
+    null and never a number. `sample` is the row's number where it has none.
     `experiments.calibrate` reads the first two kinds.
 
     Raises:
-      UserError: anything wrong with judge, role or rows, before anything is compiled.
+      UserError: anything wrong with judge, role or rows, before anything is compiled; or an
+        endpoint that is to give probabilities gives none, before it is asked for verdicts.
+      RunFailed: an endpoint is down or its cap is reached; the same command goes on from there.
     """
     if not config.judge.name:
         raise UserError(
@@ -51,12 +56,13 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     if POLICY not in configs and JUDGE in configs and DEBATER in judge.seats:
         configs.setdefault(DEBATER, configs[JUDGE])  # there is no other model to argue
     ledger = cache_folder() / "responses.sqlite"
-    bound = Bound(judge.seats, configs, ledger, "judge", dtype=config.dtype)
+    settings = judge.settings | {"judge": judge.name, "ranking": config.judge.ranking}
+    settings |= {"seed": config.seed, "dtype": config.dtype}
+    job = identity_of(settings, judge.files, rows)
+    bound = Bound(judge.seats, configs, ledger, job, dtype=config.dtype)
     for seat, wanted in judge.seats.items():
         for each in wanted:
             bound.check(seat, each)
-    settings = judge.settings | {"judge": judge.name, "ranking": config.judge.ranking}
-    settings |= {"seed": config.seed, "dtype": config.dtype}
     identity = identity_of(settings, judge.files, bound.identity())
     mesh = make_mesh(MeshConfig())
     check_batch(config.judge.batch, mesh, "config.judge.batch")
@@ -64,10 +70,21 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
     with Output(target, identity_of(identity, rows)) as out:
         if out.done == len(rows):
             return
+        bound.probe(judge.seats)
+        parts = [
+            range(start, min(start + config.rows, len(rows)))
+            for start in range(out.done, len(rows), config.rows)
+        ]
+
+        def go(stand_ins: Roles, tally: Tally) -> None:
+            for part in parts:
+                _verdicts([replace(groups[i], met={}) for i in part], judge, stand_ins, config)
+
+        for line in rehearse(bound.names, bound.remote, go):
+            progress.say(line)
         roles = bound.load(mesh, config.judge.batch)
         with progress.stage(None, judge.name, len(rows), "rows", start=out.done) as stage:
-            for start in range(out.done, len(rows), config.rows):
-                part = range(start, min(start + config.rows, len(rows)))
+            for part in parts:
                 found = _verdicts([groups[i] for i in part], judge, roles, config)
                 for i, verdict in zip(part, found, strict=True):
                     out.write(rows[i] | {"judge": name} | verdict)

@@ -1,4 +1,4 @@
-"""Completions for the rows of a file, by a model behind an OpenAI-compatible address."""
+"""Completions and scores for the rows of a file, by a model behind an OpenAI-compatible address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from karploop.endpoints.client import Client, Outcome
 from karploop.endpoints.ledger import Ledger
 from karploop.errors import UserError
 from karploop.files import cache_folder
-from karploop.jobs import GenerateJob, Output, Row, check_job, identity_of
+from karploop.jobs import GenerateJob, Output, Row, ScoreJob, check_job, identity_of
 from karploop.reporting.progress import Progress
 
 
@@ -51,15 +51,64 @@ def generate(
         rows.append(row)
         calls += [_call(job, prompt, len(rows) - 1, sample) for sample in range(job.n)]
     settings = asdict(job) | {"batch": 0}
+    _run("generate", settings, endpoint, rows, calls, target, progress, responses)
+
+
+def score(
+    job: ScoreJob,
+    endpoint: Endpoint,
+    source: str,
+    target: str,
+    progress: Progress,
+    responses: pathlib.Path | None = None,
+) -> None:
+    """Adds `logprobs` (nats a token), their `sum` and the tokens' texts, `pieces`, to every row.
+
+    Rows are {"prompt", "completion"}, scored on the completion, or {"text"}, whose first token may
+    have null for a log-probability. Tokens are the server's, of prompt and completion read as one
+    text. A row of which nothing can be said for sure has `error`, the reason, instead: one token is
+    of both prompt and completion, say.
+
+    Args:
+      responses: as of `generate`.
+
+    Raises:
+      UserError, RunFailed: as `generate` does; also an endpoint that gives no log-probabilities of
+        what it is sent, before it is sent the first row.
+    """
+    check_job(job)
+    rows, calls = [], []
+    for where, row in located_rows(source):
+        rows.append(row)
+        calls.append(_scoring(row, where))
+    settings = {"score": job.model}
+    _run("score", settings, endpoint, rows, calls, target, progress, responses)
+
+
+def _run(
+    name: str,
+    settings: Row,
+    endpoint: Endpoint,
+    rows: list[Row],
+    calls: list[Call],
+    target: str,
+    progress: Progress,
+    responses: pathlib.Path | None,
+) -> None:
+    """Asks what is not done yet, as many calls for each row, and writes rows in their order."""
     identity = identity_of(settings, endpoint.base_url, dict(endpoint.extra), rows)
     ledger = Ledger(responses or cache_folder() / "responses.sqlite", identity)
-    client = Client(endpoint, ledger)
+    client, n = Client(endpoint, ledger), len(calls) // len(rows)
     with Output(target, identity) as out:
         begin = out.done
-        progress.say(client.forecast(calls[begin * job.n :]))
-        with progress.stage(None, "generate", len(rows), "rows", start=begin) as stage:
-            outcomes = client.complete(calls[begin * job.n :])
-            for row, found in zip(rows[begin:], _in_order(outcomes, job.n), strict=True):
+        left = calls[begin * n :]
+        if left and left[0].continuation is not None:
+            client.check_scoring("--model")
+        forecast = client.forecast(left)
+        for line in filter(None, (str(forecast), forecast.warning)):
+            progress.say(line)
+        with progress.stage(None, name, len(rows), "rows", start=begin) as stage:
+            for row, found in zip(rows[begin:], _in_order(client.complete(left), n), strict=True):
                 out.write(row | _added(found))
                 out.flush()
                 stage.advance(1, tokens=sum(_tokens(outcome) for outcome in found))
@@ -81,6 +130,20 @@ def _call(job: GenerateJob, prompt: Prompt, row: int, sample: int) -> Call:
     )
 
 
+def _scoring(row: Row, where: str) -> Call:
+    """Raises UserError: the row has nothing to score, or nothing that an endpoint takes."""
+    text, prompt, completion = (row.get(name) for name in ("text", "prompt", "completion"))
+    if isinstance(text, str) and text:
+        return Call.scoring("", text)
+    texts = (prompt, completion)
+    if not all(isinstance(one, str) and one for one in texts):
+        raise UserError(
+            f"{where}: to be scored by an endpoint, a row has a text 'completion' beside a text "
+            "'prompt', or a 'text'; a server scores neither 'messages' nor 'tokens'"
+        )
+    return Call.scoring(*texts)
+
+
 def _in_order(outcomes: Iterator[tuple[int, Outcome]], n: int) -> Iterator[list[Outcome]]:
     """The `n` outcomes of each row, rows in order."""
     waiting: dict[int, Outcome] = {}
@@ -96,9 +159,15 @@ def _added(found: list[Outcome]) -> Row:
     failed = next((outcome.reason for outcome in found if isinstance(outcome, Failure)), None)
     if failed:
         return {"error": failed}
+    if found[0].logprobs is not None:
+        values = found[0].logprobs
+        total = sum(value for value in values if value is not None)
+        return {"pieces": found[0].pieces, "logprobs": values, "sum": total}
     ends = ("length", "stop")
     return {"completions": [{"text": r.text, "finish_reason": ends[r.finished]} for r in found]}
 
 
 def _tokens(outcome: Outcome) -> int:
-    return (outcome.tokens_out or 0) if isinstance(outcome, Reply) else 0
+    if not isinstance(outcome, Reply):
+        return 0
+    return (outcome.tokens_out or 0) if outcome.pieces is None else len(outcome.pieces)

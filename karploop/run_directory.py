@@ -18,7 +18,7 @@ from typing import Any
 
 from karploop import cli
 from karploop.bindings import Round
-from karploop.config import RESULT_FREE, Config
+from karploop.config import Config, changes_results
 from karploop.errors import UserError
 from karploop.files import remove, remove_torn, write_atomic
 from karploop.filtering.choice import choose, reads_gold
@@ -70,7 +70,7 @@ class RunDirectory:
         changed = [
             f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and key.split(".")[0] not in RESULT_FREE
+            if old.get(key) != new.get(key) and changes_results(key)
         ]
         if changed:
             raise UserError(

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import sys
 import time
+import zlib
 from collections import Counter
 
 KEY = "secret-of-the-test"
@@ -25,12 +27,29 @@ def text_of(prompt, seed: int) -> str:
     return f"<{asked}|{seed}>"
 
 
+def tokens_of(text: str) -> list[bytes]:
+    """The server's tokens: words with the space before them; of an emoji, two halves."""
+    found = []
+    for part in re.findall(r" ?\w+| ?[^\w\s]|\s", text):
+        data = part.encode()
+        cut = len(data) - 2 if len(data) > 3 and data[-4] >= 0xF0 else len(data)
+        found += [half for half in (data[:cut], data[cut:]) if half]
+    return found
+
+
+def worth_of(tokens: list[bytes], place: int) -> float:
+    """The log-probability of a token behind those before it."""
+    return -(1 + zlib.crc32(b"|".join(tokens[: place + 1])) % 1000) / 100
+
+
 class Server:
-    def __init__(self, faults=None, delay=0.0, seed=0, rules=()):
+    def __init__(self, faults=None, delay=0.0, seed=0, rules=(), echo="whole", worths=()):
         """`faults` are shares of requests by kind; `rules` are pairs: what a prompt ends with or
-        contains, and what is answered in place of the echo."""
+        contains, and what is answered in place of the echo; `echo` is how a prompt is echoed with
+        log-probabilities; `worths` are triples: what a text contains, what it ends with, and the
+        log-probability of its last token."""
         self.faults: dict[str, float] = faults or {}
-        self.delay, self.rules = delay, rules
+        self.delay, self.rules, self.echo, self.worths = delay, rules, echo, worths
         self.random = random.Random(seed)
         self.answered, self.faulted = Counter(), Counter()
         self.now = self.most = 0
@@ -72,6 +91,9 @@ class Server:
             self.now -= 1
 
     async def complete(self, body, chat: bool, writer) -> None:
+        if body.get("echo") and self.echo.startswith("status"):
+            said = {"error": {"message": "Only no echo is supported"}}
+            return await send(writer, int(self.echo.split()[1]), said)
         text = text_of(body["messages"] if chat else body["prompt"], body.get("seed"))
         text = next((said for part, said in self.rules if part in text), text)
         if "BAD" in text:
@@ -80,6 +102,8 @@ class Server:
         if fault:
             self.faulted[fault] += 1
         whole = completion(text, chat)
+        if body.get("echo"):
+            whole = self.echoed(body["prompt"])
         if fault.startswith("status"):
             status = int(fault.split()[1])
             said = {"message": "try later", "code": "insufficient_quota" if status == 402 else None}
@@ -105,6 +129,31 @@ class Server:
             if "NOUSAGE" in text:
                 del whole["usage"]
             await send(writer, 200, whole)
+
+    def echoed(self, prompt: str) -> dict:
+        """The prompt with one token behind it, as a server tells of it."""
+        tokens = tokens_of(prompt)
+        worths = [worth_of(tokens, i) if i else None for i in range(len(tokens))]
+        for part, end, worth in self.worths:
+            if part in prompt and prompt.endswith(end):
+                worths[-1] = worth
+        pieces = [token.decode(errors="replace") for token in tokens]
+        if self.echo == "hole":
+            worths[-1] = None
+        if self.echo == "bare":  # as one token alone is decoded from SentencePiece
+            pieces = [piece.removeprefix(" ") for piece in pieces]
+        if self.echo == "start":
+            pieces, worths = ["<s>", *pieces], [None, -9.0, *worths[1:]]
+        if self.echo == "ignored":
+            pieces, worths, prompt = [], [], ""
+        whole = completion(f"{prompt} new", False)
+        if self.echo != "silent":
+            whole["choices"][0]["logprobs"] = {
+                "tokens": [*pieces, " new"], "token_logprobs": [*worths, -0.5],
+                "text_offset": [-1] * (len(pieces) + 1), "top_logprobs": None,
+            }  # fmt: skip
+        used = {"prompt_tokens": len(pieces), "completion_tokens": 1}
+        return whole | {"usage": used}
 
     def draw(self) -> str:
         point = self.random.random()

@@ -97,7 +97,8 @@ def test_replies_are_kept_and_asked_for_once(serve, ledger):
     server = serve()
     first = collect(server.endpoint, ledger, calls(20))
     client = Client(server.endpoint, ledger)
-    assert "0 calls" in client.forecast(calls(20)) and "20 more" in client.forecast(calls(20))
+    said = str(client.forecast(calls(20)))
+    assert "0 calls" in said and "20 more" in said
     assert dict(client.complete(calls(20))) == first
     assert client.usage.from_cache == 20 and client.usage.attempts == 0
     assert sum(server.stats()["answered"].values()) == 20
@@ -117,12 +118,12 @@ def test_the_forecast_is_what_the_job_may_cost(ledger, longest):
     asked = [Call("x" * 400, max_tokens=5, seed=i) for i in range(30)]
     client = Client(endpoint, ledger)
     cost = (30 * 100 * 2000 + 30 * out * 3000) / 1e6
-    said = client.forecast(asked)
+    said = str(client.forecast(asked))
     assert said.startswith(f"30 calls, about 3,000 tokens in, at most {30 * out:,} out")
     assert said.endswith(f"about ${cost:.2f} at most")
     for call in asked[:20]:
         ledger.keep(call.identity(endpoint), Reply("y", True, 100, out, 0.0, 0.1, 1))
-    said = client.forecast(asked)
+    said = str(client.forecast(asked))
     assert said.startswith(f"10 calls, about 1,000 tokens in, at most {10 * out:,} out")
     assert "(20 more are answered already)" in said and f"${cost / 3:.2f}" in said
 

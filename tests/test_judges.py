@@ -444,15 +444,6 @@ def test_mistakes_are_named(model, tmp_path, overrides, row, message):
     assert message in str(caught.value)
 
 
-def test_an_endpoint_is_no_judge_by_probabilities(tmp_path, serve):
-    server = serve()
-    given = {"roles.judge.base_url": server.endpoint.base_url, "roles.judge.model": "small"}
-    with pytest.raises(UserError, match="gives texts alone"):
-        config = lay(JudgingConfig(), {}, given)
-        run_file(config, write(tmp_path, ROWS), str(tmp_path / "o.jsonl"), QUIET)
-    assert server.stats()["answered"] == {}
-
-
 def test_the_command_refuses_with_code_2(model, tmp_path):
     done = subprocess.run(
         [

@@ -29,7 +29,7 @@ LAYERS = [
     {"lineage", "retention", "export", "judge_study"},
     {"policy"},
     {"machinery"},
-    {"bindings"},
+    {"bindings", "forecast"},
     {"loop"},
     {"cli"},
     {"run_directory"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from unittest import mock
 
 import numpy as np
@@ -20,7 +21,7 @@ from small_tokenizers import CHATML  # noqa: E402
 from karploop import launch  # noqa: E402
 from karploop.config import resolve  # noqa: E402
 from karploop.data.tasks import get_task  # noqa: E402
-from karploop.errors import UserError  # noqa: E402
+from karploop.errors import RunFailed, UserError  # noqa: E402
 from karploop.judging.verifier import verifier  # noqa: E402
 from karploop.judging.vote import vote  # noqa: E402
 from karploop.machinery import Machinery, prepare  # noqa: E402
@@ -227,12 +228,23 @@ def test_a_vote_and_a_verifier_judge_beside_a_model(rewarding, model, task):
     assert one == pytest.approx(other)
 
 
-def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(model, task, tmp_path, serve):
-    """A verdict that cannot be read drops its row and is counted; `stop` refuses to go on."""
+def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(
+    model, task, tmp_path, serve, capsys
+):
+    """A verdict that cannot be read drops its row and is counted; `stop` refuses to go on. How many
+    calls it may take at most is said before."""
     server = serve(rules=[["Request: 1", "So so. Rating: 4"], ["Request: 2", "Rating: none"]])
     there = {"base_url": server.endpoint.base_url, "model": "small"}
+    there |= {"input_price": 1.0, "cap": 1e-4}
     more = {"roles__judge": there, "judge__rationale": True, "rounds": 1}
-    summary = start(tmp_path, "asked", model, task, **more)
+    with pytest.raises(RunFailed, match="cap"):
+        start(tmp_path, "poor", model, task, **more)
+    assert "judge: warning: it may cost $0.0" in capsys.readouterr().err
+    there["cap"] = 0.0  # the same run goes on
+    summary = start(tmp_path, "poor", model, task, **more)
+    line = re.search(r"all rounds: judge, 'small': up to (\d+) calls.*", capsys.readouterr().err)
+    assert sum(server.stats()["answered"].values()) <= int(line[1]) == 3 * (8 * 8 + 2 * 10)
+    assert "at most" in line[0] and "warning" not in line[0]
     ((_, opinions, selection),) = rounds(tmp_path, summary)
     known = ~np.isnan(opinions.score_S)
     assert known.any() and set(opinions.score_S[known]) == {0.75}
@@ -241,6 +253,25 @@ def test_an_endpoint_judges_and_what_it_does_not_say_is_missing(model, task, tmp
     assert missing and summary["rounds"][1]["metrics"]["no_verdict"] == len(missing)
     with pytest.raises(UserError, match="samples have no verdict .*no answer behind 'Rating:'"):
         start(tmp_path, "stopped", model, task, **more, filter__missing="stop")
+
+
+def test_an_endpoint_judges_by_probabilities_if_it_has_any(model, task, tmp_path, serve):
+    """One that has none is found before the first stage; one that is down may yet come back."""
+    levels = [["Criterion", f" {level}", -9.0 + 8.0 * (level == 4)] for level in range(1, 6)]
+    servers = serve(worths=levels), serve(echo="silent")
+    able, silent = (
+        JUDGED | {"roles__judge": {"base_url": s.endpoint.base_url, "model": "small"}, "rounds": 1}
+        for s in servers
+    )
+    with pytest.raises(UserError, match="'config.roles.judge' is asked for log-probabilities"):
+        start(tmp_path, "silent", model, task, **silent)
+    assert not list(Store(str(tmp_path)).root.glob("store/*/*"))
+    summary = start(tmp_path, "able", model, task, **able)
+    ((_, opinions, _),) = rounds(tmp_path, summary)
+    known = ~np.isnan(opinions.score_S)
+    assert known.any() and np.allclose(opinions.score_S[known], 0.75, atol=0.01)
+    servers[0].stop()
+    assert start(tmp_path, "again", model, task, **able)["rounds"][1]["stages"]
 
 
 CHAINED = {
@@ -252,7 +283,9 @@ CHAINED = {
 }
 
 
-def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(rewarding, model, task, serve):
+def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(
+    rewarding, model, task, serve, capsys
+):
     """The policy drafts and revises by its weights of the round, a critic elsewhere finds fault."""
     workdir, plain, _ = rewarding
     server = serve(rules=[["Where does the reply fall short", "Say it in one word."]])
@@ -272,6 +305,7 @@ def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(rewarding, mod
         assert samples.completions[i] == f" {steps[2]['text'].strip()}"
         assert samples.finished_S[i] == ("cut" not in steps[2] and len(samples.tokens[i]) < 40)
     calls = server.stats()["answered"]
+    assert "all rounds: critic, 'small': up to 16 calls" in capsys.readouterr().err
     start(workdir, "again", model, task, **CHAINED, roles__critic=there)
     assert server.stats()["answered"] == calls
 
@@ -291,7 +325,10 @@ def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(rewarding, mod
         ({"roles__judge": {}}, "wants a model"),
         ({"roles__judge": {"weights": "base", "cap": 1.0}}, "wants a model"),
         ({"roles__judge": {"weights": "base", "path": "x"}}, "those of a loop"),
-        ({"roles__judge": {"base_url": "http://localhost/v1", "model": "m"}}, "texts alone"),
+        (
+            {"roles__judge": {"base_url": "http://localhost/v1", "model": "m", "chat": "yes"}},
+            "to be asked as a chat",
+        ),
         ({"judge__name": "constitution", "judge__principles": 99}, "has 10"),
     ],
 )

@@ -98,12 +98,14 @@ class Runner:
 
     def _repeat(self, step: Repeat, runs: list[Run], place: str) -> None:
         for turn in range(1, step.times + 1):
-            runs = [run for run in runs if not run.error]
-            if turn > 1 and step.until:
-                runs = [run for run in runs if not step.until(run.variables)]
+            runs = [run for run in runs if not run.error and self._again(step, run, turn)]
             for run in runs:
                 run.variables["turn"] = turn
             self._go(step.steps, runs, f"{place}#{turn}")
+
+    def _again(self, step: Repeat, run: Run, turn: int) -> bool:
+        """Whether the row takes this turn, having taken the one before."""
+        return turn == 1 or not step.until or not step.until(run.variables)
 
     def _branch(self, step: Branch, runs: list[Run], place: str) -> None:
         cases = [*step.cases.items(), (None, step.otherwise)]

@@ -14,6 +14,7 @@ import numpy as np
 from karploop.errors import UserError
 
 Message = Mapping[str, Any]
+CHARACTERS = 4  # of a token, about
 _AROUND = 16  # most tokens that a chat template puts around a message
 
 
@@ -84,7 +85,7 @@ def read_extra(text: str, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Call:
-    """One completion of a text, or of a conversation."""
+    """One completion of a text, or of a conversation; or how probable a text's continuation is."""
 
     prompt: str | Sequence[Message]
     max_tokens: int
@@ -92,6 +93,15 @@ class Call:
     top_p: float = 1.0
     seed: int = 0  # calls that differ in nothing else get replies of their own
     stop: tuple[str, ...] = ()
+    continuation: str | None = None  # of a text: what is scored, and nothing is asked for
+
+    @classmethod
+    def scoring(cls, prompt: str, continuation: str, seed: int = 0) -> Call:
+        """How probable a text is behind another, which may be empty.
+
+        One token is asked for, because some servers take none for as many as there is room for.
+        """
+        return cls(prompt, max_tokens=1, seed=seed, continuation=continuation)
 
     @property
     def is_chat(self) -> bool:
@@ -99,7 +109,9 @@ class Call:
 
     def body(self, endpoint: Endpoint) -> dict[str, Any]:
         """The request's JSON."""
-        asked = {"messages": list(self.prompt)} if self.is_chat else {"prompt": self.prompt}
+        asked = {"messages": list(self.prompt)} if self.is_chat else {"prompt": self._texts[0]}
+        if self.continuation is not None:
+            asked |= {"echo": True, "logprobs": 1}
         body = asked | {
             "model": endpoint.model,
             "max_tokens": self.max_tokens,
@@ -113,6 +125,8 @@ class Call:
     def identity(self, endpoint: Endpoint) -> str:
         """A hash of the whole request and of where it goes."""
         whole = [endpoint.base_url, self.is_chat, self.body(endpoint)]
+        if self.continuation is not None:
+            whole.append(len(self.prompt))  # of one text, another end is another question
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -121,7 +135,9 @@ class Call:
 
     @property
     def _texts(self) -> list[str]:
-        return [str(m.get("content") or "") for m in self.prompt] if self.is_chat else [self.prompt]
+        if self.is_chat:
+            return [str(m.get("content") or "") for m in self.prompt]
+        return [self.prompt + (self.continuation or "")]
 
     @property
     def most_tokens_in(self) -> int:
@@ -141,7 +157,7 @@ def seed_of(*parts: int) -> int:
 
 @dataclass(frozen=True)
 class Reply:
-    """A completion."""
+    """A completion. One that scores a continuation has no text of its own."""
 
     text: str
     finished: bool  # it ended by itself; else it was cut at `max_tokens`
@@ -150,6 +166,8 @@ class Reply:
     cost: float  # dollars; at most so many where the endpoint does not say
     seconds: float  # of the attempt that succeeded
     attempts: int
+    pieces: list[str] | None = None  # of a continuation that was scored: its tokens, as texts …
+    logprobs: list[float | None] | None = None  # … and their log-probabilities; see `echo.Echo`
 
 
 @dataclass(frozen=True)

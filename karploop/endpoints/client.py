@@ -15,20 +15,23 @@ import asyncio
 import contextlib
 import queue
 import random
+import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from karploop.endpoints.calls import Call, Endpoint, Failure, Reply
+from karploop.endpoints.calls import CHARACTERS, Call, Endpoint, Failure, Reply
+from karploop.endpoints.forecast import Forecast, Load
 from karploop.endpoints.ledger import Ledger
 from karploop.endpoints.limits import Budget, Limits
 from karploop.endpoints.remote import Refused, Remote, Transient
-from karploop.errors import RunFailed
+from karploop.errors import RunFailed, UserError
 
 Outcome = Reply | Failure
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts
 _DOUBTFUL = 8  # calls that fail one after another before the endpoint counts as down
+_PROBE, _PROBES = ("The sky is", " blue"), 3  # what is scored to see if it can be; attempts at it
 
 
 @dataclass
@@ -53,17 +56,47 @@ class Client:
         self._endpoint, self._ledger = endpoint, ledger
         self.usage = Usage()
 
-    def forecast(self, calls: Sequence[Call]) -> str:
-        """What is still to be asked, in words, as far as it is known before."""
-        asked = [c for c in calls if not self._ledger.find(c.identity(self._endpoint))]
-        tokens_in = sum(c.characters for c in asked) // 4
-        tokens_out = sum(c.most_tokens_out(self._endpoint) for c in asked)
-        text = f"{len(asked):,} calls, about {tokens_in:,} tokens in, at most {tokens_out:,} out"
-        if len(asked) < len(calls):
-            text += f" ({len(calls) - len(asked):,} more are answered already)"
-        if self._endpoint.input_price or self._endpoint.output_price:
-            text += f", about ${self._endpoint.price(tokens_in, tokens_out):.2f} at most"
-        return text
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._endpoint
+
+    def known(self, call: Call) -> Reply | None:
+        """The reply to a call that has been answered before."""
+        return self._ledger.find(call.identity(self._endpoint))
+
+    def spent(self) -> float:
+        """Dollars that the job has spent so far."""
+        return self._ledger.spent()
+
+    def forecast(self, calls: Sequence[Call]) -> Forecast:
+        """What is still to be asked of `calls`."""
+        asked = [call for call in calls if not self.known(call)]
+        load = sum((Load.of(call, self._endpoint) for call in asked), Load())
+        return Forecast(self._endpoint, load, load, len(calls) - len(asked), self.spent())
+
+    def check_scoring(self, where: str) -> None:
+        """Asks for the log-probability of a few words, anew each time.
+
+        Args:
+          where: what wants log-probabilities, for errors.
+
+        Raises:
+          UserError: the endpoint gives none, or none that can be told apart.
+          RunFailed: it is down.
+        """
+        call = Call.scoring(*_PROBE, seed=secrets.randbits(31))  # no earlier reply is its answer
+        endpoint = replace(self._endpoint, attempts=min(self._endpoint.attempts, _PROBES))
+        address, model = endpoint.base_url, endpoint.model
+        try:
+            ((_, found),) = Client(endpoint, self._ledger).complete([call])
+        except UserError as error:
+            found = Failure(str(error))
+        if isinstance(found, Failure):
+            raise UserError(
+                f"{where} is asked for log-probabilities, and '{model}' at '{address}' gives none: "
+                f"{found.reason}. Bind it to a checkpoint ('path'), or take a server that answers "
+                "/completions with 'echo' and 'logprobs', such as vLLM's"
+            )
 
     def complete(self, calls: Iterable[Call]) -> Iterator[tuple[int, Outcome]]:
         """The outcome of every call with its place among `calls`, once each, as they come.
@@ -177,7 +210,7 @@ class _Job:
         """Raises Refused, Transient, and what ends the job."""
         most_out = call.most_tokens_out(self._endpoint)
         most = self._endpoint.price(call.most_tokens_in, most_out)
-        await self._limits.wait(call.characters // 4 + most_out)
+        await self._limits.wait(call.characters // CHARACTERS + most_out)
         async with self._budget.hold(most):
             self._usage.attempts += 1
             started = time.monotonic()
@@ -195,15 +228,17 @@ class _Job:
             self._usage.tokens_out += answer.tokens_out or 0
             if answer.text is None:
                 self._ledger.charge(cost)
-                raise Refused(f"a reply without text ({answer.ended})")
+                raise Refused(answer.refusal)
             reply = Reply(
                 text=answer.text,
-                finished=answer.ended == "stop",
+                finished=answer.finished,
                 tokens_in=answer.tokens_in,
                 tokens_out=answer.tokens_out,
                 cost=cost,
                 seconds=round(time.monotonic() - started, 3),
                 attempts=number,
+                pieces=answer.echo and answer.echo.pieces,
+                logprobs=answer.echo and answer.echo.logprobs,
             )
             self._ledger.keep(identity, reply)
             return reply

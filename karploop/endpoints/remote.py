@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from karploop.endpoints.calls import Call, Endpoint
+from karploop.endpoints.echo import Echo, Unscored, read_echo
 from karploop.errors import RunFailed, UserError
 
 _LONGEST_ASKED = 120.0  # most seconds of a Retry-After header that are waited
@@ -33,9 +34,11 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Answer:
     text: str | None
-    ended: str  # the server's finish_reason
     tokens_in: int | None
     tokens_out: int | None
+    finished: bool = True
+    refusal: str = ""  # why there is no text
+    echo: Echo | None = None  # of a call that scores
 
 
 class Remote:
@@ -113,6 +116,8 @@ class Remote:
         address, model = self._endpoint.base_url, self._endpoint.model
         if status == 429 and error.code == "insufficient_quota":
             return RunFailed(f"'{address}' says that the account is empty: {said}")
+        if call.continuation is not None and "echo" in said:  # llama.cpp says so with status 500
+            return Refused(f"status {status}: {said}")
         if status in (408, 409, 429) or status >= 500:
             return Transient(f"status {status}: {said}", _asked_wait(error.response.headers))
         if status in (401, 403):
@@ -122,21 +127,28 @@ class Remote:
         if status == 404:
             way = "/chat/completions" if call.is_chat else "/completions"
             hint = "" if call.is_chat else "; a chat model wants 'messages' in place of 'prompt'"
+            hint = hint if call.continuation is None else "; log-probabilities are asked for there"
             return UserError(f"'{address}{way}' or its model '{model}' is not there: {said}{hint}")
         return Refused(f"status {status}: {said}")
 
 
 def _read(payload: Any, call: Call) -> Answer:
     """Raises LookupError, TypeError or AttributeError where it is no completion."""
-    choice = payload["choices"][0]
+    choice, usage = payload["choices"][0], payload.get("usage") or {}
+    used = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    if call.continuation is not None:
+        try:
+            echo = read_echo(choice, used[1], call.prompt, call.continuation)
+        except Unscored as error:
+            return Answer(None, *used, refusal=str(error))
+        return Answer("", *used, echo=echo)
     text = choice["message"].get("content") if call.is_chat else choice["text"]
     ended = choice.get("finish_reason") or "stop"
     if text is not None and not isinstance(text, str):
         raise TypeError(f"text of type {type(text).__name__}")
-    if ended == "content_filter":
-        text = None
-    usage = payload.get("usage") or {}
-    return Answer(text, ended, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    if text is None or ended == "content_filter":
+        return Answer(None, *used, refusal=f"a reply without text ({ended})")
+    return Answer(text, *used, finished=ended == "stop")
 
 
 def _was_sent(error: Exception) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from karploop.asking import How, Role, Scored, Spent
 
+READABLE = "\nRating: 1\nBetter: A"  # ends a text that is an answer, whatever the question
 _TEMPERATURE = 0.0  # of what a judge writes
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
 from karploop.asking import Role
-from karploop.config import RoleConfig
+from karploop.config import ASKING, RoleConfig
 from karploop.endpoints.calls import Endpoint, read_extra
 from karploop.endpoints.client import Client
 from karploop.endpoints.ledger import Ledger
@@ -22,10 +22,6 @@ from karploop.roles.reward import CARD, TrainedReward
 from karploop.schema import nearest
 
 POLICY = "policy"
-_REMOTE = (
-    *("model", "key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
-    *("attempts", "input_price", "output_price", "cap"),
-)
 
 
 class Bound:
@@ -100,12 +96,27 @@ class Bound:
                 f"{where} is asked for {wanted}, and '{config.path}' is a reward model, which "
                 "gives numbers alone: 'config.judge.name=reward' asks for these"
             )
-        if wanted == "probabilities" and config.base_url:
+        if wanted == "probabilities" and config.base_url and config.chat == "yes":
             raise UserError(
-                f"{where}: the judge reads probabilities, and a model behind an address gives "
-                "texts alone: set 'config.judge.rationale', so that its answer is read from what "
-                "it writes, or bind the role to weights ('path')"
+                f"{where} is to be asked as a chat, and a server says how probable a text is in "
+                "plain text alone: leave 'chat' at auto, set 'config.judge.rationale', or bind the "
+                "role to weights ('path')"
             )
+
+    def probe(self, seats: Mapping[str, Collection[str]]) -> None:
+        """Asks each endpoint that is to give probabilities for those of a few words.
+
+        Args:
+          seats: roles, and what is wanted of them.
+
+        Raises:
+          UserError: one of them gives none.
+          RunFailed: one of them is down.
+        """
+        for name, wanted in seats.items():
+            config = self._configs.get(name)
+            if config in self._clients and "probabilities" in wanted:
+                self._clients[config].check_scoring(f"'config.roles.{name}'")
 
     def identity(self, whole: bool = False) -> list[Any]:
         """What decides what is said: of weights, by `whole`, their files' SHA-256 or time stamps.
@@ -126,20 +137,29 @@ class Bound:
         return found
 
     @property
-    def clients(self) -> list[Client]:
-        return list(self._clients.values())
+    def names(self) -> list[str]:
+        return list(self._configs)
+
+    @property
+    def remote(self) -> dict[str, RemoteRole]:
+        """The roles behind an address."""
+        return {
+            name: RemoteRole(self._clients[config], chat=config.chat != "no")
+            for name, config in self._configs.items()
+            if config in self._clients
+        }
 
     def load(self, mesh: Mesh, batch: int) -> dict[str, Role | RewardModel]:
         """Lays weights on the mesh, those of one model once (and those below a reward again)."""
         made: dict[RoleConfig, Any] = {}
-        for config in self._configs.values():
+        for name, config in self._configs.items():
             if config in made:
                 continue
             if config in self._rewards:
                 made[config] = self._rewards[config].load(mesh, batch)
                 continue
             if config.base_url:
-                made[config] = RemoteRole(self._clients[config], chat=config.chat != "no")
+                made[config] = self.remote[name]
                 continue
             model = self._models[config]
             same = next((c for c in made if c.path == config.path and c in self._models), None)
@@ -161,5 +181,5 @@ class Bound:
 
 def _endpoint(config: RoleConfig, where: str) -> Endpoint:
     extra = read_extra(config.extra, f"{where}: 'extra'")
-    settings = {name: getattr(config, name) for name in _REMOTE}
+    settings = {name: getattr(config, name) for name in ("model", *ASKING)}
     return Endpoint(base_url=config.base_url, extra=extra, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from karploop.models.weights import Weights
 from karploop.roles.bind import POLICY, Bound
 from karploop.roles.local import LocalModel
 from karploop.roles.on_mesh import MeshRole
+from karploop.roles.remote import RemoteRole
 from karploop.schema import nearest
 
 _ROUND = re.compile(r"round:(\d+)")
@@ -35,6 +36,7 @@ class LoopRoles:
         batch: int,
         dtype: str,
         chat: bool,
+        job: str,
     ):
         """A seat that is not bound is the policy, as it is in that round.
 
@@ -43,6 +45,7 @@ class LoopRoles:
           chat: whether the seat of the policy itself is asked as a chat, as in sampling.
           policy: the checkpoint that the loop starts from; None: it starts from scratch.
           batch: prompts on the device at a time.
+          job: what spending is counted for.
 
         Raises:
           UserError: a role is bound to nothing, to two things, or wanted by nobody; a model that
@@ -65,8 +68,8 @@ class LoopRoles:
         self._loaded: dict[str, Role] | None = None
         self._compiled: dict[bool, MeshRole] = {}  # by whether it is asked as a chat
         ledger = cache_folder() / "responses.sqlite"
-        self._elsewhere = Bound(elsewhere, elsewhere, ledger, "loop", dtype=dtype)
-        if self._elsewhere.clients and jax.process_count() > 1:
+        self._elsewhere = Bound(elsewhere, elsewhere, ledger, job, dtype=dtype)
+        if self.remote and jax.process_count() > 1:
             raise UserError(
                 "a model behind an address is asked by one process, and this run has "
                 f"{jax.process_count()}: bind the role to weights ('path')"
@@ -104,6 +107,15 @@ class LoopRoles:
                 f"'config.roles.{name}' wants a reward model: set 'path' to a folder that "
                 "experiments.reward made"
             )
+
+    @property
+    def remote(self) -> dict[str, RemoteRole]:
+        """The roles behind an address."""
+        return self._elsewhere.remote
+
+    def probe(self, seats: Mapping[str, Collection[str]]) -> None:
+        """Asks endpoints whether they can give probabilities; see `Bound.probe`."""
+        self._elsewhere.probe(seats)
 
     def identity(self, seats: Iterable[str]) -> list[Any]:
         """What decides what `seats` say, but for the loop's own parameters (see `inputs`)."""
