@@ -66,7 +66,7 @@ def test_imports_go_down(module):
 
 
 def test_steps_of_the_loop_do_not_import_one_another():
-    """They meet in bindings.py; the level above already forbids it, this says so by name."""
+    """They meet in bindings/; the level above already forbids it, this says so by name."""
     for module in modules("karploop"):
         if unit(module) in STEPS:
             others = {unit(i) for i in imports(module) if i.startswith("karploop.")}

@@ -1,0 +1,101 @@
+"""Stages of prompts and samples."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+
+from karploop.bindings.shared import ROLES, Shared, home_of, inputs_of
+from karploop.chains.rendering import load_templates, read_text
+from karploop.curriculum import following, window
+from karploop.data.sources import round_prompts
+from karploop.records import SELECTION_FILE, Samples, Selection
+from karploop.sampling.by_chain import generate_by_chain
+from karploop.sampling.generate import generate
+from karploop.stages import Artifact
+
+
+class Sampling(Shared):
+    """Stages of prompts and samples."""
+
+    def prompts(self, index: int, newest: int) -> Artifact:
+        difficulties = window(self.config, newest)
+        count = self.config.generate.prompts
+        shown = list(self.m.policy.prompting.shown)
+        return self._run(
+            "prompts",
+            functools.partial(
+                round_prompts,
+                task=self.m.task,
+                held_out=self.config.task.held_out,
+                difficulties=difficulties,
+                count=count,
+                shown=shown,
+            ),
+            config=self.where
+            | {"difficulties": difficulties, "prompts": count}
+            | ({"shown": shown} if shown else {}),
+            inputs={"held_out": self.held_out},
+            rng=self._rng(index),
+        )
+
+    def generate(
+        self,
+        index: int,
+        member: int,
+        prompts: Artifact,
+        params: Artifact,
+        history: list[Artifact],
+    ) -> Artifact:
+        """Samples of one member; `history` as in `judge`, where a chain asks other roles."""
+        settings = asdict(self.config.generate)
+        for name in ("prompts", "difficulty_step", "max_difficulty", "spread", "advance"):
+            del settings[name]  # in the prompts already
+        for name in ("batch", "fused_steps"):
+            del settings[name]  # without effect on the samples
+        if self.m.chain:
+            return self._generate_by_chain(index, member, prompts, params, history, settings)
+        del settings["chain"], settings["options"]
+        return self._run(
+            "generate",
+            functools.partial(
+                generate,
+                **self.sampling,
+                config=self.config.generate,
+            ),
+            config=settings | self.asked | {"task": self.where["name"]},
+            inputs={"prompts": prompts, "params": params},
+            rng=self._rng(index, member),
+        )
+
+    def _generate_by_chain(self, index, member, prompts, params, history, settings) -> Artifact:
+        chain, roles = self.m.chain, self.m.roles
+        seats = {ask.role for ask in chain.asks()}
+        names = sorted({ask.template for ask in chain.asks() if ask.template})
+        settings |= {"roles": roles.identity(seats), "files": {n: read_text(n) for n in names}}
+        stop = self.config.prompt.stop
+        return self._run(
+            "generate",
+            functools.partial(
+                generate_by_chain,
+                chain=chain,
+                templates=load_templates(names),
+                load=functools.partial(roles.load, self.m.weights, self.m.weights.mesh),
+                prompting=self.m.policy.prompting,
+                longest=self.m.policy.completion_length,
+                config=self.config.generate,
+                stop=(stop,) if stop else (),
+            ),
+            config=settings | self.asked | {"task": self.where["name"]},
+            inputs={"prompts": prompts} | roles.inputs(seats, [*history[:-1], params]),
+            rng=self._rng(index, member),
+            more=(*ROLES, "karploop.chains.library", *home_of(self.config.generate.chain)),
+        )
+
+    def next_difficulty(
+        self, newest: int, samples: dict[int, Artifact], selection: Artifact
+    ) -> int:
+        """The next round's newest difficulty, by what this round kept."""
+        rows = Samples.gather(inputs_of(samples))
+        kept_S = Selection.from_table(selection.table(SELECTION_FILE)).kept_S
+        return following(self.config, newest, rows.difficulty_S, kept_S)
