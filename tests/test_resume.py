@@ -83,7 +83,15 @@ def kill_at(moment: Fault | float, workdir: pathlib.Path) -> bool:
     else:
         loop = Loop(workdir)
         lock = workdir / "locks" / "run-run-0"
-        loop.wait_until(lambda: lock.exists() and f"process {loop.pid} " in lock.read_text())
+
+        def at_work() -> bool:
+            """It has its lock, or is at its end already."""
+            try:
+                return f"process {loop.pid} " in lock.read_text()
+            except FileNotFoundError:
+                return loop.process.poll() is not None
+
+        loop.wait_until(at_work)
         try:
             loop.process.wait(timeout=moment)
         except subprocess.TimeoutExpired:
