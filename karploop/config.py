@@ -210,23 +210,29 @@ class PreferenceConfig:
     pairing: str = option("best_worst", choices=("best_worst", "all_pairs", "consistent"))
     margin: float = option(0.0, low=0.0)  # least difference of scores, besides that there is one
     per_prompt: int = option(0, low=0)  # most pairs, those of the largest margins; 0: all
+    desirable: float = option(0.5, low=0.0, high=1.0)  # kto: scores above are good, below bad
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What training minimises (`karploop/training/objectives.py`). A warm-up is supervised."""
 
-    # sft: imitate what was kept; dpo, ipo, simpo, orpo: prefer the better of a pair;
-    # policy_gradient: make samples likelier by their advantage.
-    name: str = option("sft", choices=("sft", "dpo", "ipo", "simpo", "orpo", "policy_gradient"))
+    # sft: imitate what was kept; dpo, ipo, simpo, orpo: prefer the better of a pair; kto: make the
+    # good likelier and the bad less so; policy_gradient: make samples likelier by their advantage.
+    name: str = option(
+        "sft", choices=("sft", "dpo", "ipo", "simpo", "orpo", "kto", "policy_gradient")
+    )
     weighting: str = option("token", choices=("token", "example"))  # sft: what counts the same
-    beta: float = option(0.1, low=0.0)  # dpo, ipo, simpo: of rewards
+    beta: float = option(0.1, low=0.0)  # dpo, ipo, simpo, kto: of rewards
     label_smoothing: float = option(0.0, low=0.0, high=0.5)  # dpo: how often a pair is wrong
     sft: float = option(0.0, low=0.0)  # dpo: weight of likelihood of the better one
     by_token: bool = False  # ipo: log-ratios are means over tokens
     margin: float = option(0.5, low=0.0)  # simpo: between rewards
     odds_weight: float = option(0.1, low=0.0)  # orpo
-    # What is not to be left (dpo, ipo, policy_gradient): the base, or the round's first parameters.
+    desirable_weight: float = option(1.0, low=0.0)  # kto
+    undesirable_weight: float = option(1.0, low=0.0)  # kto
+    # What is not to be left (dpo, ipo, kto, policy_gradient): the base, or the round's first
+    # parameters.
     reference: str = option("base", choices=("base", "round"))
     # policy_gradient
     advantage: str = option("rloo", choices=("rloo", "grpo", "dr_grpo"))
@@ -579,7 +585,7 @@ def _check_objective(config: Config) -> None:
             f"'config.regime.seed_share' is a share of labelled rows, which are imitated, and "
             f"{name} imitates none: leave it at −1"
         )
-    if config.generate.samples < 2:
+    if config.generate.samples < 2 and wanted.name != "kto":
         raise UserError(
             f"{name} compares completions of a prompt, and there is one: set "
             "'config.generate.samples' to 2 or more"

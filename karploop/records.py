@@ -22,6 +22,7 @@ VERDICTS_FILE = "verdicts.parquet"
 SELECTION_FILE = "selection.parquet"
 EXAMPLES_FILE = "examples.parquet"
 PAIRS_FILE = "pairs.parquet"
+LABELLED_FILE = "labelled.parquet"
 EPISODES_FILE = "episodes.parquet"
 PROMPTS_FILE = "prompts.parquet"
 HELD_OUT_FILE = "held_out.parquet"
@@ -207,6 +208,18 @@ class Contrasts(Record):
     chosen_row: IntColumn  # the row in that stage's table
     rejected_source: list[str]
     rejected_row: IntColumn
+
+
+@dataclass(frozen=True)
+class Labelled(Record):
+    """Completions that are good or bad by themselves."""
+
+    prompts: list[str]
+    completions: list[str]
+    desirable: BoolColumn
+    difficulty: IntColumn
+    source: list[str]  # the key of the generate stage that wrote it
+    row: IntColumn  # the row in that stage's table
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig, resol
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.machinery import prepare
-from karploop.records import Contrasts, Episodes, Examples
+from karploop.records import Contrasts, Episodes, Examples, Labelled
 from karploop.training.lessons import origins, units, with_reference
 from karploop.training.objectives import make_objective, settings
 from karploop.training.packing import pack, places
 from karploop.training.reference import logprobs_of
 from karploop.training.trainer import Trainer
 
-NAMES = ("sft", "dpo", "ipo", "simpo", "orpo", "policy_gradient")
+NAMES = ("sft", "dpo", "ipo", "simpo", "orpo", "kto", "policy_gradient")
 PROMPTS = ["1+2=", "34+5=", "6+7=", "8+9="]
 GOOD, BAD = ["3", "39", "13", "17"], ["4", "38", "1", "1777"]
 BATCH = TrainConfig(rows=2, row_length=32)
@@ -37,6 +37,9 @@ def rows_of(kind):
         return Contrasts(
             PROMPTS, GOOD, BAD, difficulty, np.ones(4), source, row, source, row + 10
         )  # fmt: skip
+    if kind == "labels":
+        desirable = np.array([True, False, True, False])
+        return Labelled(PROMPTS, GOOD, desirable, difficulty, source, row)
     if kind == "episodes":
         tokens = [[3, 1], [2, 4, 1], [5, 1], [6, 7, 8, 9]]
         logprobs = [[-1.0] * len(t) for t in tokens]
@@ -170,6 +173,30 @@ def test_a_model_is_no_distance_from_itself(model, trainers, tokenizer):
             assert float(more["policy/kl_reference"]) == pytest.approx(0, abs=1e-6)
 
 
+def test_labels_of_a_packed_batch_by_hand(model, trainers, tokenizer):
+    """Eq. 7 of arXiv 2402.01306, with the baseline from answers to the next prompt."""
+    _, params = model
+    config = ObjectiveConfig("kto", beta=0.3, desirable_weight=1.5)
+    trainer = trainers(config)
+    learnt = lesson_of(trainer, tokenizer, params)
+    endings = [[t.tokens[t.prompt_length :].tolist() for t in unit] for unit in learnt]
+    assert [strange for _, strange in endings] == [own for own, _ in endings[1:] + endings[:1]]
+    logprobs = logprobs_of(learnt, functools.partial(trainer.logprobs, params), BATCH)
+    moved = [[x - 0.2 * (2 * i + k) for k, x in enumerate(u)] for i, u in enumerate(logprobs)]
+    learnt = with_reference(learnt, moved, "text")
+    gains = np.array(
+        [[0.2 * (2 * i + k) * len(x) for k, x in enumerate(u)] for i, u in enumerate(logprobs)]
+    )
+    baseline = max(gains[:, 1].mean(), 0)
+    value = 0.3 * (gains[:, 0] - baseline)
+    signs = np.array([1, -1, 1, -1])
+    expected = np.mean(np.where(signs > 0, 1.5, 1.0) / (1 + np.exp(signs * value)))
+    (batch, _), *rest = packed(learnt)
+    assert not rest
+    loss, _ = trainer.objective.loss(jnp.asarray(trainer.logprobs(params, batch)), batch)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
 def test_a_policy_gradient_by_hand(model, trainers, tokenizer, aggregate):
     _, params = model
@@ -223,6 +250,8 @@ def test_steps_learn_what_the_objective_says(model, make_params, trainers, token
     ]
     if trainer.objective.lesson == "pairs":
         assert np.mean([better - worse for better, worse in gains]) > 0.5
+    elif trainer.objective.lesson == "labels":
+        assert np.mean([own for own, _ in gains[::2]]) > np.mean([own for own, _ in gains[1::2]])
     elif trainer.objective.lesson == "episodes":
         (up,), (down,), *_ = gains
         assert up > down
@@ -268,11 +297,14 @@ def workdir(tmp_path_factory):
     """Loops of pairs and of episodes in one store; the rewards of the latter pay for distance."""
     folder = tmp_path_factory.mktemp("loops")
     run(folder, "dpo", objective__reference="round", preference__pairing="all_pairs")
+    run(folder, "kto", rounds="1")
     run(folder, "policy_gradient", objective__kl="0.05", objective__kl_in="reward")
     return folder
 
 
-@pytest.mark.parametrize(("name", "stage"), [("dpo", "pairs"), ("policy_gradient", "experience")])
+@pytest.mark.parametrize(
+    ("name", "stage"), [("dpo", "pairs"), ("kto", "labels"), ("policy_gradient", "experience")]
+)
 def test_loops_learn_from_pairs_and_from_episodes(workdir, name, stage):
     summary = json.loads((workdir / f"runs/{name}/summary.json").read_text())
     trained = [r["stages"] for r in summary["rounds"] if "train" in r["stages"]]

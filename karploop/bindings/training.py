@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from karploop.bindings.shared import BASE, Shared, inputs_of
 from karploop.config import RegimeConfig, TrainConfig
+from karploop.filtering.labels import labels
 from karploop.filtering.noise import corrupt
 from karploop.filtering.pairs import pairs
 from karploop.fingerprint import fingerprint
@@ -16,7 +17,7 @@ from karploop.records import EXAMPLES_FILE
 from karploop.stages import Artifact
 from karploop.training.experience import experience
 from karploop.training.lessons import RECORDS
-from karploop.training.objectives import EXAMPLES, PAIRS
+from karploop.training.objectives import EPISODES, EXAMPLES, LABELS
 from karploop.training.objectives import settings as objective_settings
 from karploop.training.train import train
 
@@ -106,21 +107,30 @@ class Training(Shared):
         objective = self.m.trainers["train"].objective
         if objective.lesson == EXAMPLES:
             lesson = self.corrupt(index, selection)
-        elif objective.lesson == PAIRS:
-            inputs = inputs_of(samples) | {"verdicts": verdicts, "selection": selection}
-            config = self.config.preference
-            lesson = self._run(
-                "pairs",
-                functools.partial(pairs, config=config),
-                config=asdict(config),
-                inputs=inputs,
-                rng=self._rng(index),
-                keyed=False,
-            )
         else:
             inputs = inputs_of(samples) | {"verdicts": verdicts, "selection": selection}
-            lesson = self._experience(index, inputs, params, base)
+            if objective.lesson == EPISODES:
+                lesson = self._experience(index, inputs, params, base)
+            else:
+                lesson = self._preferences(objective.lesson, index, inputs)
         return lesson, lesson.table(RECORDS[objective.lesson][1]).num_rows
+
+    def _preferences(self, kind: str, index: int, inputs: dict[str, Artifact]) -> Artifact:
+        """Pairs, or single completions that are good or bad."""
+        config = self.config.preference
+        function, settings = functools.partial(pairs, config=config), asdict(config)
+        threshold = settings.pop("desirable")
+        if kind == LABELS:
+            function = functools.partial(labels, threshold=threshold)
+            settings = {"threshold": threshold}
+        return self._run(
+            kind,
+            function,
+            config=settings,
+            inputs=inputs,
+            rng=self._rng(index),
+            keyed=False,
+        )
 
     def _experience(self, index, inputs, params, base) -> Artifact:
         config = self.config.objective

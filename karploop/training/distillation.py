@@ -3,7 +3,7 @@
 Three ways, by what is known of the teacher:
 
   its texts alone          Supervised learning on them: sequence-level distillation (arXiv
-                           1606.07947) is `trainer.sft_loss` on the teacher's completions and needs
+                           1606.07947) is the objective `sft` on the teacher's completions and needs
                            nothing of its own.
   sampled tokens' scores   `reverse_kl_advantages` on the student's own samples, for
                            `policy_losses.policy_loss`. One number a token, from any teacher with

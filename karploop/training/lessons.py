@@ -9,21 +9,25 @@ import numpy as np
 
 from karploop.config import ObjectiveConfig
 from karploop.data.prompting import Prompting
+from karploop.errors import UserError
 from karploop.records import (
     EPISODES_FILE,
     EXAMPLES_FILE,
+    LABELLED_FILE,
     PAIRS_FILE,
     Contrasts,
     Episodes,
     Examples,
+    Labelled,
     Record,
 )
-from karploop.training.objectives import EPISODES, EXAMPLES, PAIRS
+from karploop.training.objectives import EPISODES, EXAMPLES, LABELS, PAIRS
 from karploop.training.packing import Tokenized, Unit, checked, tokenize
 
 RECORDS: dict[str, tuple[type[Record], str]] = {  # by what an objective learns from
     EXAMPLES: (Examples, EXAMPLES_FILE),
     PAIRS: (Contrasts, PAIRS_FILE),
+    LABELS: (Labelled, LABELLED_FILE),
     EPISODES: (Episodes, EPISODES_FILE),
 }
 Origin = tuple[str, int]  # the stage that wrote a text, and its row there
@@ -35,8 +39,10 @@ def units(
     """A unit for each row.
 
     Raises:
-      UserError: one that no row of a batch can hold.
+      UserError: one that no row of a batch can hold; labelled rows of a single prompt.
     """
+    if isinstance(rows, Labelled):
+        return _labelled(rows, prompting, row_length)
     if isinstance(rows, Examples):
         texts = tokenize(prompting, rows.prompts, rows.completions, row_length)
         if config.weighting == "example":
@@ -54,6 +60,26 @@ def units(
         ]
     assert isinstance(rows, Episodes)
     return [(_episode(rows, i, prompting, row_length),) for i in range(len(rows))]
+
+
+def _labelled(rows: Labelled, prompting: Prompting, row_length: int) -> list[Unit]:
+    """Each completion, and behind its prompt the next one that answers another prompt."""
+    if len(set(rows.prompts)) < 2:
+        raise UserError(
+            "'config.objective.name=kto' puts completions behind prompts that are not theirs, and "
+            "all of these answer one: raise 'config.generate.prompts'"
+        )
+    count, others = len(rows), []
+    for i, prompt in enumerate(rows.prompts):
+        others.append(
+            next(j % count for j in range(i + 1, i + count) if rows.prompts[j % count] != prompt)
+        )
+    own = tokenize(prompting, rows.prompts, rows.completions, row_length)
+    strange = tokenize(prompting, rows.prompts, [rows.completions[j] for j in others], row_length)
+    return [
+        tuple(replace(text, by_text={"present": 1.0, "desirable": float(good)}) for text in pair)
+        for *pair, good in zip(own, strange, rows.desirable, strict=True)
+    ]
 
 
 def _episode(rows: Episodes, i: int, prompting: Prompting, row_length: int) -> Tokenized:

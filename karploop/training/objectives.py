@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from karploop.config import ObjectiveConfig
+from karploop.training.kto import KtoMetrics, kl_baseline, kto
 from karploop.training.packing import Batch
 from karploop.training.policy_losses import PolicyMetrics, policy_loss, token_shares
 from karploop.training.preference_losses import (
@@ -27,7 +28,8 @@ from karploop.training.preference_losses import (
     simpo,
 )
 
-EXAMPLES, PAIRS, EPISODES = "examples", "pairs", "episodes"  # what an objective learns from
+# What an objective learns from
+EXAMPLES, PAIRS, LABELS, EPISODES = "examples", "pairs", "labels", "episodes"
 Measured = tuple[jax.Array, dict[str, jax.Array]]  # the loss, and means to report beside it
 
 
@@ -36,8 +38,8 @@ class Objective:
     """A loss, and what it wants.
 
     Attributes:
-      lesson: EXAMPLES, PAIRS (a better and a worse text each) or EPISODES (sampled tokens with
-        their advantage).
+      lesson: EXAMPLES, PAIRS (a better and a worse text each), LABELS (a good or a bad text each,
+        and one that answers another prompt) or EPISODES (sampled tokens with their advantage).
       reference: "" or what is to be known of each text by the reference: its sum over targets
         ("text") or each of them ("token").
       measures: names of what is reported beside the loss.
@@ -119,6 +121,23 @@ def _preference(config: ObjectiveConfig, logprobs_BxL: jax.Array, batch: Batch) 
     return loss, dict(zip(_OF_PAIRS, metrics, strict=True))
 
 
+def _kto(config: ObjectiveConfig, logprobs_BxL: jax.Array, batch: Batch) -> Measured:
+    """A text stands at an even place, and behind it one that answers another prompt."""
+    logprobs_T, reference_T = _sums(logprobs_BxL, batch).logprobs_T, batch.by_text["reference"]
+    present_P = batch.by_text["present"][::2]
+    loss, metrics = kto(
+        logprobs_T[::2],
+        reference_T[::2],
+        batch.by_text["desirable"][::2] > 0,
+        present_P,
+        kl_baseline(logprobs_T[1::2], reference_T[1::2], present_P),
+        beta=config.beta,
+        desirable_weight=config.desirable_weight,
+        undesirable_weight=config.undesirable_weight,
+    )
+    return loss, dict(zip(_OF_LABELS, metrics, strict=True))
+
+
 def _policy_gradient(
     config: ObjectiveConfig, logprobs_BxL: jax.Array, batch: Batch, *, longest: int
 ) -> Measured:
@@ -149,6 +168,7 @@ def _policy_gradient(
 
 
 _OF_PAIRS = tuple(f"preference/{name}" for name in PreferenceMetrics._fields)
+_OF_LABELS = tuple(f"labels/{name}" for name in KtoMetrics._fields)
 _OF_EPISODES = tuple(f"policy/{name}" for name in PolicyMetrics._fields)
 _KL = "policy/kl_reference"
 _OBJECTIVES = {
@@ -157,6 +177,7 @@ _OBJECTIVES = {
     "ipo": (PAIRS, "text", _OF_PAIRS, _preference),
     "simpo": (PAIRS, "", _OF_PAIRS, _preference),
     "orpo": (PAIRS, "", _OF_PAIRS, _preference),
+    "kto": (LABELS, "text", _OF_LABELS, _kto),
     "policy_gradient": (EPISODES, "", _OF_EPISODES, _policy_gradient),
 }
 
@@ -166,5 +187,6 @@ _KEYS = {
     "ipo": ("beta", "by_token", "reference"),
     "simpo": ("beta", "margin"),
     "orpo": ("odds_weight",),
+    "kto": ("beta", "desirable_weight", "undesirable_weight", "reference"),
     "policy_gradient": ("clip_low", "clip_high", "truncate", "aggregate"),
 }
