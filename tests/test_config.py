@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 import sys
 
+import jax
+import numpy as np
 import pytest
 import tiny
 from processes import ROOT
@@ -18,6 +20,9 @@ from karploop.offline_judge import run_file as judge_file
 from karploop.offline_reward import run_file as reward_file
 from karploop.reporting.progress import Progress
 from karploop.schema import lay
+from karploop.training.objectives import make_objective
+from karploop.training.objectives import settings as objective_settings
+from karploop.training.packing import Tokenized, pack
 
 
 def test_overrides_are_read_as_the_type_of_their_key():
@@ -181,6 +186,23 @@ def _run_judges(model, folder) -> None:
         judge_file(judging, str(source), str(folder / f"{name}.jsonl"), Progress(quiet=True))
 
 
+def _trace_objectives() -> None:
+    """Every loss, without computing it."""
+    text = Tokenized(
+        np.arange(4, dtype=np.int32),
+        2,
+        by_token={"sampler": np.zeros(2), "reference": np.zeros(2)},
+        by_text={"present": 1.0, "advantage": 1.0, "reference": 0.0, "desirable": 1.0},
+    )
+    batch, _ = next(pack([(text, text)], iter([0]), 2, 8))
+    choices = config.ObjectiveConfig.__dataclass_fields__["name"].metadata["choices"]
+    for name in choices:
+        asked = config.ObjectiveConfig(name, kl=0.1)
+        objective_settings(asked)
+        loss = make_objective(asked, longest=4).loss
+        jax.eval_shape(loss, np.zeros((2, 8), np.float32), batch)
+
+
 def _train_reward(model, folder) -> None:
     source = folder / "comparisons.jsonl"
     source.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
@@ -203,6 +225,9 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
         | {"judge": {"equivalence": "math"}},
         {"filter": {"name": "length"}, "task": {"name": "reverse"}, "noise": {"rate": 0.5}} | muon,
     ]
+    for name in ("dpo", "kto", "policy_gradient"):
+        variant = {"filter": {"name": "none", "on_empty": "skip"}, "generate": {"samples": 4}}
+        variants.append(variant | {"objective": {"name": name}, "judge": {"name": "vote"}})
     for index, variant in enumerate(variants):
         settings = tiny.get_config()
         settings.update(variant | {"mesh": {"data": 1}})
@@ -225,6 +250,7 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     _run_chains(serve(), tmp_path)
     _run_judges(published["roles.policy.path"], tmp_path)
     _train_reward(published["roles.policy.path"], tmp_path)
+    _trace_objectives()
     every = {
         (cls.__name__, field.name)
         for cls in vars(config).values()

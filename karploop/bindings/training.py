@@ -118,11 +118,13 @@ class Training(Shared):
     def _preferences(self, kind: str, index: int, inputs: dict[str, Artifact]) -> Artifact:
         """Pairs, or single completions that are good or bad."""
         config = self.config.preference
-        function, settings = functools.partial(pairs, config=config), asdict(config)
-        threshold = settings.pop("desirable")
         if kind == LABELS:
-            function = functools.partial(labels, threshold=threshold)
-            settings = {"threshold": threshold}
+            settings = {"threshold": config.desirable}
+            function = functools.partial(labels, **settings)
+        else:
+            function = functools.partial(pairs, config=config)
+            settings = asdict(config)
+            del settings["desirable"]
         return self._run(
             kind,
             function,
