@@ -72,6 +72,12 @@ def ours(stdout):
     return re.sub(words + r"|peer ranks|\d+|\s+", "", stdout)
 
 
+def said(stderr):
+    """The words of a log without the compiler's, which from jax 0.11 on tells how it reshards."""
+    lines = stderr.splitlines()
+    return " ".join(line for line in lines if "spmd_partitioner" not in line).split()
+
+
 def summary(workdir):
     return json.loads((workdir / "runs/r/summary.json").read_text())
 
@@ -128,7 +134,7 @@ def test_two_processes_stop_resume_and_compute_what_one_does(tmp_path):
     (code_0, _, log_0), (code_1, out_1, log_1) = finish(pair)
     assert (code_0, code_1) == (0, 0), log_0 + log_1
     assert "stopped; resume with" in log_0
-    assert ours(out_1) == "" and log_1.split() == "stopping after the current chunk …".split()
+    assert ours(out_1) == "" and said(log_1) == "stopping after the current chunk …".split()
     assert not (two / "runs/r/summary.json").exists() or not summary(two)["complete"]
 
     (code_0, out_0, log_0), (code_1, out_1, log_1) = finish(start_two(two))

@@ -13,7 +13,7 @@ from karploop.config import FilterConfig
 from karploop.errors import UserError
 from karploop.filtering import by_text, registry
 from karploop.filtering.filters import SCORES, Said, get_filter, register
-from karploop.records import Samples, Verdicts
+from karploop.records import Samples, Votes
 
 LIBRARY = sorted(name for name, f in registry._FILTERS.items() if "karploop" in f.modules[0])
 COMBINED = [
@@ -26,12 +26,14 @@ ORDERLESS = ["none", "discard", "length", "parses", "perplexity", "threshold", "
 laws = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-def verdicts(scores) -> Verdicts:
-    return Verdicts(list(scores), ["" if s is not None else "lost" for s in scores])
+def verdicts(scores, batch: Samples) -> Votes:
+    """Of any judge; for votes each wording is an answer of its own."""
+    reasons = ["" if s is not None else "lost" for s in scores]
+    return Votes(list(scores), reasons, batch.completions)
 
 
 def select(name, batch: Samples, scores=None, gold=None, seed=0, **config):
-    said = Said(scores and verdicts(scores), gold and verdicts(gold))
+    said = Said(*(given and verdicts(given, batch) for given in (scores, gold)))
     return get_filter(name).select(batch, said, FilterConfig(**config), np.random.default_rng(seed))
 
 
@@ -159,7 +161,7 @@ def test_filters_read_exactly_the_keys_that_they_declare(monkeypatch):
         return object.__getattribute__(self, name)
 
     batch = samples([(i % 3, 0, "12" * (i % 4), i != 5) for i in range(12)])
-    scores = verdicts([0.1 * (i % 5) for i in range(12)])
+    scores = verdicts([0.1 * (i % 5) for i in range(12)], batch)
     for name in LIBRARY:
         chosen = get_filter(name)
         seen = set()

@@ -134,7 +134,8 @@ def test_multiplication_verifies_the_final_answer_and_not_the_trace():
     assert task.normalise(gold) == "8040"
     assert task.verify(prompt, "999+0000=8040")
     assert task.verify(prompt, "=8040")
-    assert "wrong\n    trace with the right product counts as right" in Multiplication.__doc__
+    told = " ".join(Multiplication.__doc__.split())  # Python 3.13 takes indentation out of it
+    assert "wrong trace with the right product counts as right" in told
 
 
 def test_a_multiplication_without_equals_sign_gives_no_answer():
