@@ -70,6 +70,7 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
     _use_compilation_cache()
     with contextlib.ExitStack() as running:
         run = main_first(lambda: _start(store, run_name, config, running))
+        running.callback(run.close)
         _check_shared(store)
         _check_endpoints(machinery, progress.say)
         for line in loop_forecast(machinery):

@@ -129,6 +129,11 @@ class RunDirectory:
         files = ["accuracy.png"] * drawn + ["summary.json", "metrics.jsonl"]
         print(f"\n{table}\n\nwritten to {self.path}: {', '.join(files)}")
 
+    def close(self) -> None:
+        """Writes out what is logged, however the run ended; at exit it would be too late."""
+        if is_main():
+            self._writer.close()
+
     def _write_steps(self, done: Round, name: str) -> float:
         """Logs a training stage by step (the first member's only); returns the tokens it read."""
         rows = done.stages[name].table(STEPS_FILE).to_pylist()
