@@ -6,7 +6,6 @@ job leaves a hidden partial file beside its output; the same job finds it and go
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +21,7 @@ from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress, Stage
 from karploop.roles.local import LocalModel, prompt_tokens
 from karploop.sampling.distributions import Sampling
+from karploop.sampling.prefix import shared_beginning
 from karploop.sampling.sampler import Sampler, batches
 
 Compute = Callable[[range], Iterator[tuple[Row, int]]]
@@ -51,7 +51,8 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
 
     def load(model: LocalModel, mesh: Mesh, rows: list[Row], prompts: list[list[int]]) -> Compute:
         weights, params = model.load(mesh)
-        prefix = _beginning(prompts)
+        shared = shared_beginning(prompts)
+        prefix = shared if len(prompts) > 1 and len(shared) >= _WORTH_SHARING else ()
         rests = [prompt[len(prefix) :] for prompt in prompts]
         sampler = Sampler(
             weights,
@@ -195,12 +196,6 @@ def _scored(model: LocalModel, row: Mapping[str, Any], where: str) -> tuple[list
 def _room(model: LocalModel, prompt: Sequence[int], wanted: int) -> int:
     """New tokens that the context has room for."""
     return min(wanted, model.config.max_length - len(prompt))
-
-
-def _beginning(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """What all prompts begin with, before their last token; () where that is short."""
-    shared = os.path.commonprefix([list(prompt[:-1]) for prompt in prompts])
-    return tuple(shared) if len(prompts) > 1 and len(shared) >= _WORTH_SHARING else ()
 
 
 def _buckets(texts: Sequence[Sequence[int]]) -> list[int]:

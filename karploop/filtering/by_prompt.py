@@ -9,6 +9,7 @@ from karploop.filtering.registry import (
     GOLD,
     NO_VERDICT,
     SCORES,
+    best_first,
     chosen_rows,
     decide,
     register,
@@ -50,9 +51,7 @@ def top_k_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Sele
     Unlike `best`, it keeps some where all score the same: behind `verifier` that is what is left.
     """
     score_S = verdicts.score_S
-    eligible = rng.permutation(np.flatnonzero(samples.finished_S & ~np.isnan(score_S)))
-    best_first = eligible[np.argsort(-score_S[eligible], kind="stable")]
-    groups = rows_by_prompt(samples, best_first).values()
+    groups = rows_by_prompt(samples, best_first(samples, score_S, rng)).values()
     chosen_S = chosen_rows(samples, [row for rows in groups for row in rows[: config.cap]])
     return decide(
         samples,
@@ -70,12 +69,10 @@ def margin_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Sel
     with one text alone has no runner-up and is dropped.
     """
     score_S = verdicts.score_S
-    eligible = rng.permutation(np.flatnonzero(samples.finished_S & ~np.isnan(score_S)))
-    best_first = eligible[np.argsort(-score_S[eligible], kind="stable")]
     least = max(_ROUNDING, config.margin - _ROUNDING)
     alone_S, close_S = np.zeros(len(samples), bool), np.zeros(len(samples), bool)
     chosen_S = np.zeros(len(samples), bool)
-    for rows in rows_by_prompt(samples, best_first).values():
+    for rows in rows_by_prompt(samples, best_first(samples, score_S, rng)).values():
         others = (r for r in rows if samples.completions[r] != samples.completions[rows[0]])
         runner_up = next(others, None)
         if runner_up is None:

@@ -8,6 +8,7 @@ from karploop.config import FilterConfig
 from karploop.filtering.registry import (
     NO_VERDICT,
     SCORES,
+    best_first,
     chosen_rows,
     decide,
     register,
@@ -32,12 +33,11 @@ def threshold_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> 
 def quantile_filter(samples, verdicts: Verdicts, config: FilterConfig, rng) -> Selection:
     """Keeps the share of all samples that scores highest; who of equals, is drawn."""
     score_S = verdicts.score_S
-    eligible = rng.permutation(np.flatnonzero(samples.finished_S & ~np.isnan(score_S)))
-    best_first = eligible[np.argsort(-score_S[eligible], kind="stable")]
+    best = best_first(samples, score_S, rng)[: wanted(config, samples)]
     return decide(
         samples,
         (~np.isnan(score_S), NO_VERDICT),
-        (chosen_rows(samples, best_first[: wanted(config, samples)]), "not among the best"),
+        (chosen_rows(samples, best), "not among the best"),
         kept="among the best",
     )
 

@@ -206,6 +206,12 @@ def chosen_rows(samples: Samples, rows) -> np.ndarray:
     return chosen_S
 
 
+def best_first(samples: Samples, score_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The rows that ended and have a verdict, the highest score first; who of equals, is drawn."""
+    eligible = rng.permutation(np.flatnonzero(samples.finished_S & ~np.isnan(score_S)))
+    return eligible[np.argsort(-score_S[eligible], kind="stable")]
+
+
 def rows_by_prompt(samples: Samples, rows: np.ndarray) -> dict[int, list[int]]:
     """Prompt id → its rows among `rows`, in their order."""
     found: dict[int, list[int]] = {}

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from karploop.models.decoder import Cache, Decoder, init_cache, packed_mask
+
+
+def shared_beginning(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The tokens that all texts begin with, before their last."""
+    return tuple(os.path.commonprefix([list(ids[:-1]) for ids in texts]))
 
 
 def read_prefix(model: Decoder, params, prefix_L: jax.Array | None, rows: int, room: int) -> Cache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from karploop.mesh import batch_sharding, put, replicated, to_host
 from karploop.models.weights import Weights
+from karploop.sampling.prefix import shared_beginning
 from karploop.sampling.sampler import batches
 from karploop.sampling.score import last_hidden
 
@@ -86,12 +86,12 @@ class Reader:
 
         One that was met before will do. Its length is a power of two, for each is a new program.
         """
-        shared = os.path.commonprefix([list(ids[:-1]) for ids in texts])
+        shared = shared_beginning(texts)
         for prefix in self._prefixes:
-            if tuple(shared[: len(prefix)]) == prefix:
+            if shared[: len(prefix)] == prefix:
                 return prefix
         if len(texts) < 2 or len(shared) < _SHORTEST:
             return ()
-        found = tuple(shared[: 1 << (len(shared).bit_length() - 1)])
+        found = shared[: 1 << (len(shared).bit_length() - 1)]
         self._prefixes = sorted([*self._prefixes, found], key=len, reverse=True)
         return found
