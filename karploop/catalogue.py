@@ -19,6 +19,7 @@ from etils import epath
 
 from karploop.errors import UserError
 from karploop.files import read_whole
+from karploop.phases import laid
 from karploop.store import Corrupt, Manifest, Store
 
 Name = tuple[str, str]  # stage and key
@@ -134,7 +135,12 @@ class Catalogue:
         """
         if "seed" not in config:
             return set(self.manifests)
-        waiting = {n: m for n, m in self.manifests.items() if _may_belong(m, config)}
+        phases = laid(config).values()
+        waiting = {
+            name: manifest
+            for name, manifest in self.manifests.items()
+            if any(_may_belong(manifest, phase) for phase in phases)
+        }
         found: set[Name] = set()
         contents: set[str] = set()
         while True:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from karploop.errors import UserError
+from karploop.phases import by_phase, told_of
 from karploop.schema import lay, nearest, option
 
 
@@ -48,6 +49,9 @@ class ModelConfig:
     mlp_width: int = option(512, low=1)
     activation: str = option("gelu", choices=("gelu", "swiglu", "geglu"))
     max_length: int = option(128, low=4)  # longest sequence, prompt and completion together
+    # Characters that it reads: those of its task, or all printable ones of ASCII, which prompts
+    # from a file take, and judges and chains that ask it.
+    alphabet: str = option("task", choices=("task", "ascii"))
     tied: bool = False  # the embedding is also the output matrix
     qkv_bias: bool = False
     out_bias: bool = False  # on attention's output
@@ -312,6 +316,7 @@ class JudgeConfig:
 
     # Empty: the judge that the filter reads. Filters of scores read any of them.
     name: str = option("", choices=("", *TALLIES, *MODELS))
+    role: str = "judge"  # who is asked, a name in `config.roles`; of an ensemble, each member's own
     voters: str = option("samples", choices=("samples", "members"))  # vote: who is counted
     # vote: answers are the same as the task writes them (in a file: letter by letter), or as
     # mathematics (1/2 and 0.5), by the package math-verify.
@@ -430,6 +435,9 @@ class Config:
     regime: RegimeConfig = RegimeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     retention: RetentionConfig = RetentionConfig()
+    # Other settings from a round on (`karploop/phases.py`), by that round's number: in a file
+    # {"2": {"objective": {"name": "dpo"}}}, and --config.phases.2.objective.name=dpo.
+    phases: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     @property
     def policy(self) -> RoleConfig:
@@ -503,7 +511,9 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
       UserError: unknown key (with the nearest name), wrong type, or value out of range.
     """
     config = lay(Config(), settings, overrides)
-    _check_consistency(config)
+    for start, of_phase in by_phase(config).items():
+        with told_of(start):
+            _check_consistency(of_phase)
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from karploop.asking import Asked
@@ -23,26 +23,41 @@ def loop_forecast(machinery: Machinery) -> list[str]:
     stands for all. Samples that do not end, or are the same, and stages that are found in the store
     make it less, and nobody knows how much.
     """
-    config, roles = machinery.config, machinery.roles
-    rounds, samples = config.rounds, config.generate.samples * config.members
+    phases = _rounds(machinery)
 
     def go(stand_ins: Mapping[str, Any], tally: Tally) -> None:
         if not tally.longest:
             return  # all of it may be in the store
         whole = Tally(longest=True)
-        for times, walk in (
-            (rounds * config.generate.prompts * samples, _chain),
-            (rounds * config.generate.prompts, lambda *it: _judge(*it, samples)),
-            (rounds * _labelled(machinery), lambda *it: _judge(*it, 2)),
-        ):
-            if times:
-                tally.loads = {}
-                walk(machinery, stand_ins, tally)
-                whole.add({key: load * times for key, load in tally.loads.items()})
+        for phase, rounds in phases:
+            for times, walk in _walks(phase):
+                if times and rounds:
+                    tally.loads = {}
+                    walk(phase, stand_ins, tally)
+                    times *= rounds
+                    whole.add({key: load * times for key, load in tally.loads.items()})
         tally.loads = whole.loads
 
-    lines = rehearse(roles.seats, roles.remote, go)
+    lines = rehearse(machinery.roles.seats, machinery.roles.remote, go)
     return [f"all rounds: {line}" for line in lines]
+
+
+def _rounds(machinery: Machinery) -> list[tuple[Machinery, int]]:
+    """Each phase, and how many rounds it has."""
+    ends = [*machinery.later, machinery.config.rounds]
+    return [
+        (phase, max(min(end, machinery.config.rounds) - start, 0))
+        for (start, phase), end in zip(machinery.phases.items(), ends, strict=True)
+    ]
+
+
+def _walks(machinery: Machinery) -> Iterator[tuple[int, Callable[..., None]]]:
+    """What one round asks, and how often."""
+    generate = machinery.config.generate
+    samples = generate.samples * machinery.config.members
+    yield generate.prompts * samples, _chain
+    yield generate.prompts, lambda *it: _judge(*it, samples)
+    yield _labelled(machinery), lambda *it: _judge(*it, 2)
 
 
 def _chain(machinery: Machinery, stand_ins: Mapping[str, Any], tally: Tally) -> None:

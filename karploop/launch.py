@@ -116,7 +116,8 @@ def _check_endpoints(machinery: Machinery, say: Callable[[str], None]) -> None:
     One that is down may be back when it is asked; and what is in the store asks for nothing.
     """
     try:
-        machinery.roles.probe(machinery.judge.seats if machinery.judge else {})
+        for phase in machinery.phases.values():
+            machinery.roles.probe(phase.judge.seats if phase.judge else {})
     except RunFailed as down:
         say(f"{down}. Until it is asked, the run goes on")
 

@@ -32,7 +32,8 @@ def run(
       after_round: called with the base (index −1) and then with each round, as it is complete.
     """
     config = machinery.config
-    loop = Bindings(machinery, stages)
+    whole = Bindings(machinery, stages)
+    loop = whole.at(BASE)
     base = {member: loop.base(member) for member in range(config.members)}
     finished = loop.finish(BASE, by_member(loop.origin, base), base[0], base[0])
     after_round(finished)
@@ -41,6 +42,7 @@ def run(
     kept: list[Artifact] = []
     newest = curriculum.first(config)
     for index in range(config.rounds):
+        loop, config = whole.at(index), machinery.at(index).config
         done, unfit = loop.fitness(index, history)
         if unfit:
             after_round(loop.finish(index, done, params[0], base[0], unfit))

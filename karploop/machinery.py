@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
 from karploop.chains.definition import Chain
 from karploop.chains.library import get_chain
 from karploop.chains.rendering import load_templates
-from karploop.config import MODELS, TALLIES, Config, ObjectiveConfig, changes_results
+from karploop.config import (
+    MODELS,
+    TALLIES,
+    Config,
+    ObjectiveConfig,
+    TrainConfig,
+    changes_results,
+)
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
@@ -23,6 +31,7 @@ from karploop.manifest import digest
 from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
 from karploop.models.weights import Weights
+from karploop.phases import by_phase, told_of
 from karploop.policy import Policy, make_policy
 from karploop.roles.in_loop import LoopRoles
 from karploop.sampling.sampler import Sampler
@@ -38,6 +47,8 @@ class Machinery:
     Attributes:
       judge: the model that judges, if one does; it asks `roles`.
       chain: what completions come from, if it is not the policy alone; it asks them, too.
+      later: what takes its place from a round on, in later phases. Model, task, roles and sampler
+        are the same; a training step is, too, where what is compiled is.
     """
 
     config: Config
@@ -51,6 +62,17 @@ class Machinery:
     weights: Weights
     sampler: Sampler
     trainers: dict[str, Trainer]
+    later: Mapping[int, Machinery] = field(default_factory=dict)
+
+    def at(self, index: int) -> Machinery:
+        """What serves a round."""
+        begun = [start for start in self.later if start <= index]
+        return self.later[max(begun)] if begun else self
+
+    @property
+    def phases(self) -> dict[int, Machinery]:
+        """By first round."""
+        return {0: self, **self.later}
 
     @property
     def tally(self) -> str:
@@ -69,6 +91,22 @@ class Machinery:
         return reads_gold(self.chosen, self.matched)
 
 
+class _Deciding(NamedTuple):
+    """What a phase's settings name: filters, judge and chain."""
+
+    chosen: Filter
+    matched: Filter | None
+    judge: ModelJudge | None
+    chain: Chain | None
+
+    def wanted(self) -> Iterator[tuple[str, str]]:
+        """Roles that are asked, and what for."""
+        for seat, wanted in self.judge.seats.items() if self.judge else ():
+            yield from ((seat, each) for each in wanted)
+        for ask in self.chain.asks() if self.chain else ():
+            yield ask.role, "text"
+
+
 def prepare(config: Config) -> Machinery:
     """Checks the config against task, mesh and filters, and lays the model on the mesh.
 
@@ -78,34 +116,17 @@ def prepare(config: Config) -> Machinery:
       UserError: anything that would fail later, found now.
     """
     task = get_task(config.task.name)
-    chosen, matched = choose(config)
-    name = judge_name(config, chosen, matched)
+    configs = by_phase(config)
+    deciding = {}
+    for start, of_phase in configs.items():
+        with told_of(start):
+            deciding[start] = _decide(of_phase, task)
     mesh = make_mesh(config.mesh)
     policy = make_policy(config, task)
-    _check_rows(config, policy, mesh)
-    judge = make_judge(config.judge, config.seed, task=task) if name in MODELS else None
-    if name == "vote":
-        identity(config.judge.equivalence)  # refuses where a package is missing
-    chain = _chain(config)
-    asks = list(chain.asks()) if chain else []
-    seats = [*(judge.seats if judge else ()), *(ask.role for ask in asks)]
-    roles = LoopRoles(
-        tuple(dict.fromkeys(seats)),
-        config.roles,
-        policy.role,
-        config.judge.batch,
-        config.model.dtype,
-        chat=config.prompt.chat,
-        job=_job(config),
-    )
-    if seats:
-        check_batch(config.judge.batch, mesh, "config.judge.batch")
-    for ask in asks:
-        roles.check(ask.role, "text")
-    if judge:
-        for seat, wanted in judge.seats.items():
-            for each in wanted:
-                roles.check(seat, each)
+    for start, of_phase in configs.items():
+        with told_of(start):
+            _check_rows(of_phase, policy, mesh)
+    roles = _roles(config, deciding, policy, mesh)
     role = policy.role
     source = functools.partial(load_params, role.checkpoint) if role else None
     weights = Weights(policy.config, policy.vocabulary, mesh, source)
@@ -118,9 +139,48 @@ def prepare(config: Config) -> Machinery:
         prefix=prompting.prefix,
         stop_ids=prompting.stop_ids,
     )
-    trainers = _trainers(config, weights, policy)
-    checked = (config, task, chosen, matched, judge, chain, roles, policy)
-    return Machinery(*checked, weights, sampler, trainers)
+    trainers = _trainers(configs, weights, policy)
+    first, *later = (
+        Machinery(
+            *(configs[start], task, *deciding[start]),
+            *(roles, policy, weights, sampler, trainers[start]),
+        )
+        for start in configs
+    )
+    return replace(first, later=dict(zip([*configs][1:], later, strict=True)))
+
+
+def _decide(config: Config, task: Task) -> _Deciding:
+    """Raises UserError: there is no such filter, judge or chain."""
+    chosen, matched = choose(config)
+    name = judge_name(config, chosen, matched)
+    judge = make_judge(config.judge, config.seed, task=task) if name in MODELS else None
+    if name == "vote":
+        identity(config.judge.equivalence)  # refuses where a package is missing
+    return _Deciding(chosen, matched, judge, _chain(config))
+
+
+def _roles(
+    config: Config, deciding: Mapping[int, _Deciding], policy: Policy, mesh: Mesh
+) -> LoopRoles:
+    """The roles that any phase asks. Raises UserError: one cannot give what is wanted of it."""
+    wanted = {start: dict.fromkeys(of_phase.wanted()) for start, of_phase in deciding.items()}
+    roles = LoopRoles(
+        tuple(dict.fromkeys(seat for some in wanted.values() for seat, _ in some)),
+        config.roles,
+        policy.speaker,
+        config.judge.batch,
+        config.model.dtype,
+        chat=config.prompt.chat,
+        job=_job(config),
+    )
+    if roles.seats:
+        check_batch(config.judge.batch, mesh, "config.judge.batch")
+    for start, some in wanted.items():
+        with told_of(start):
+            for seat, each in some:
+                roles.check(seat, each)
+    return roles
 
 
 def _job(config: Config) -> str:
@@ -166,12 +226,14 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
             )
 
 
-def _trainers(config: Config, weights: Weights, policy: Policy) -> dict[str, Trainer]:
-    """One compiled step for both training stages unless they differ in what is compiled."""
+def _trainers(
+    configs: Mapping[int, Config], weights: Weights, policy: Policy
+) -> dict[int, dict[str, Trainer]]:
+    """By phase and training stage, one compiled step for all that compile the same."""
     made: dict[Any, Trainer] = {}
-    trainers = {}
-    for name, wanted in (("warmup", ObjectiveConfig()), ("train", config.objective)):
-        optimizer, lora = getattr(config, name).optimizer, getattr(config, name).lora
+
+    def trainer(train: TrainConfig, wanted: ObjectiveConfig) -> Trainer:
+        optimizer, lora = train.optimizer, train.lora
         objective = make_objective(wanted, policy.completion_length + 1)
         static = (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon)
         static += (optimizer.weight_decay, optimizer.clip_norm, optimizer.muon_scale)
@@ -179,5 +241,12 @@ def _trainers(config: Config, weights: Weights, policy: Policy) -> dict[str, Tra
         static += (wanted,)
         if static not in made:
             made[static] = Trainer(weights, optimizer, lora, objective)
-        trainers[name] = made[static]
-    return trainers
+        return made[static]
+
+    return {
+        start: {
+            "warmup": trainer(config.warmup, ObjectiveConfig()),
+            "train": trainer(config.train, config.objective),
+        }
+        for start, config in configs.items()
+    }

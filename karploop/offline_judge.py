@@ -13,7 +13,7 @@ from karploop.endpoints.forecast import Tally
 from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.jobs import Output, Row, identity_of
-from karploop.judging.model_judge import DEBATER, JUDGE, ModelJudge, Roles, make_judge
+from karploop.judging.model_judge import DEBATER, ModelJudge, Roles, make_judge
 from karploop.judging.opinion import Opinion, total
 from karploop.judging.ranking import Group
 from karploop.mesh import check_batch, make_mesh
@@ -53,8 +53,8 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
         groups.append(_group(judge, row, len(rows), where))
         rows.append({"sample": len(rows), **row})
     configs = dict(config.roles)
-    if POLICY not in configs and JUDGE in configs and DEBATER in judge.seats:
-        configs.setdefault(DEBATER, configs[JUDGE])  # there is no other model to argue
+    if POLICY not in configs and config.judge.role in configs and DEBATER in judge.seats:
+        configs.setdefault(DEBATER, configs[config.judge.role])  # there is no other model to argue
     ledger = cache_folder() / "responses.sqlite"
     settings = judge.settings | {"judge": judge.name, "ranking": config.judge.ranking}
     settings |= {"seed": config.seed, "dtype": config.dtype}

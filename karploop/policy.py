@@ -14,6 +14,7 @@ from karploop.data.tasks import Task
 from karploop.data.tokenizer import CharTokenizer
 from karploop.errors import UserError
 from karploop.roles.local import LocalModel
+from karploop.roles.on_mesh import Described, Speaker
 
 _MEASURABLE = 200_000  # prompts of a difficulty that are tokenized to find the longest
 
@@ -39,6 +40,12 @@ class Policy:
     prompt_length: int
     completion_length: int
     row_length: int
+
+    @property
+    def speaker(self) -> Speaker:
+        """What answers as a role."""
+        own = Described("the policy", self.config, self.prompting.tokenizer)
+        return self.role or own
 
     @property
     def longest(self) -> int:
@@ -92,7 +99,7 @@ def _scratch(config: Config, task: Task) -> Policy:
             "labelled problems: set it to at least 1, or name a published model in "
             "'config.roles.policy.path'"
         )
-    tokenizer, limit = CharTokenizer.for_tasks(task), hardest(config)
+    tokenizer, limit = _characters(config, task), hardest(config)
     prompt, completion = task.max_prompt_length(limit), task.max_completion_length(limit)
     return Policy(
         config=config.model,
@@ -104,6 +111,24 @@ def _scratch(config: Config, task: Task) -> Policy:
         completion_length=completion,
         row_length=prompt + completion + 1,
     )
+
+
+def _characters(config: Config, task: Task) -> CharTokenizer:
+    """Raises UserError: the task has characters that ASCII has not."""
+    if config.model.alphabet == "task":
+        return CharTokenizer.for_tasks(task)
+    tokenizer = CharTokenizer.ascii()
+    missing = sorted(set(task.alphabet) - set(tokenizer.alphabet))
+    if missing:
+        raise UserError(
+            f"task '{task.name}' writes {', '.join(map(repr, missing))}, which "
+            "'config.model.alphabet=ascii' has not: leave it at task"
+        )
+    if not task.alphabet:  # a pool of texts
+        for difficulty in range(task.min_difficulty, hardest(config) + 1):
+            for prompt in task.prompts(difficulty):
+                tokenizer.encode(prompt + (task.answer(prompt) if task.answered else ""))
+    return tokenizer
 
 
 def _published(config: Config, task: Task) -> Policy:

@@ -23,6 +23,7 @@ from karploop.errors import UserError
 from karploop.files import remove, remove_torn, write_atomic
 from karploop.filtering.choice import choose, reads_gold
 from karploop.mesh import is_main
+from karploop.phases import by_phase
 from karploop.reporting.plots import run_plot
 from karploop.reporting.tables import run_table
 from karploop.reporting.writer import RunWriter, write_json_atomic
@@ -40,11 +41,12 @@ class RunDirectory:
         self.store, self.name, self.config = store, name, config
         self.path = store.root / "runs" / name
         self.summary: dict[str, Any] = {"run": name, "complete": False, "rounds": []}
-        if reads_gold(*choose(config)):  # whoever reads a number of this run has to know
-            self.summary["diagnostic"] = (
-                f"the filter '{config.filter.name}' selects by gold labels: this run is a "
-                "diagnostic, and no result of a loop"
-            )
+        for of_phase in by_phase(config).values():
+            if reads_gold(*choose(of_phase)):  # whoever reads a number of this run has to know
+                self.summary["diagnostic"] = (
+                    f"the filter '{of_phase.filter.name}' selects by gold labels: this run is a "
+                    "diagnostic, and no result of a loop"
+                )
         self._step = 0  # optimiser steps of all rounds so far: the horizontal axis of training
         self._check_config()
         if not is_main():

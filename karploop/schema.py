@@ -25,6 +25,9 @@ def lay(
 ) -> Any:
     """`defaults` with `settings` (nested) and then `overrides` (dotted path → text) over them.
 
+    A field of type `dict[str, dict]` holds settings of the same schema, by name: they are checked
+    like the others, and laying them over is left to the caller.
+
     Raises:
       UserError: unknown key (with the nearest name), wrong type, or value out of range.
     """
@@ -32,6 +35,15 @@ def lay(
     for path, text in (overrides or {}).items():
         _set(type(defaults), nested, path, text)
     return _build(type(defaults), nested, "config", defaults=defaults)
+
+
+def overlay(settings: Any, groups: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`groups` (nested) as values of the types that the class of `settings` gives their keys.
+
+    Raises:
+      UserError: as `lay`, with keys called `where`.NAME.
+    """
+    return _picked(groups, _build(type(settings), groups, where, defaults=settings))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -60,23 +72,33 @@ def _copy(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
 
 
+def _picked(nested: Mapping[str, Any], built: Any) -> dict[str, Any]:
+    """The values in `built` of the keys of `nested`."""
+
+    def pick(value: Any, of: Any) -> Any:
+        return _picked(value, of) if dataclasses.is_dataclass(of) else of
+
+    return {name: pick(value, getattr(built, name)) for name, value in nested.items()}
+
+
+def _is_overlay(kind: type) -> bool:
+    return typing.get_origin(kind) is dict and typing.get_args(kind)[1] is dict
+
+
 def _fields(cls) -> dict[str, tuple[type, dataclasses.Field]]:
     hints = typing.get_type_hints(cls)
     return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}
 
 
-def _set(cls, nested: dict[str, Any], path: str, text: str) -> None:
+def _set(cls, nested: dict[str, Any], path: str, text: str, prefix: str = "config") -> None:
     """Stores an override's text, read as a value of the type that the schema gives its key."""
     target, names = nested, path.split(".")
     of_any_name = None  # the class of what may be called as one likes
     for depth, name in enumerate(names):
-        where = ".".join(["config", *names[:depth]])
+        where = ".".join([prefix, *names[:depth]])
         if of_any_name:
             if depth == len(names) - 1:
-                raise UserError(
-                    f"'{where}.{name}' is a group of keys, not a value: set one of "
-                    f"{', '.join(_fields(of_any_name))}"
-                )
+                raise _a_group(f"{where}.{name}", of_any_name)
             cls, of_any_name = of_any_name, None
             target = target.setdefault(name, {})
             continue
@@ -85,19 +107,27 @@ def _set(cls, nested: dict[str, Any], path: str, text: str) -> None:
             raise UserError(f"unknown key '{where}.{name}': {nearest(name, fields)}")
         kind = fields[name][0]
         last = depth == len(names) - 1
+        if _is_overlay(kind) and not last:
+            if depth + 2 == len(names):
+                raise _a_group(f"{where}.{name}.{names[-1]}", cls)
+            under, rest = names[depth + 1], ".".join(names[depth + 2 :])
+            target = target.setdefault(name, {}).setdefault(under, {})
+            return _set(cls, target, rest, text, f"{where}.{name}.{under}")
         if typing.get_origin(kind) is dict and not last:
             of_any_name, target = typing.get_args(kind)[1], target.setdefault(name, {})
         elif dataclasses.is_dataclass(kind):
             if last:
-                raise UserError(
-                    f"'{where}.{name}' is a group of keys, not a value: set one of "
-                    f"{', '.join(_fields(kind))}"
-                )
+                raise _a_group(f"{where}.{name}", kind)
             cls, target = kind, target.setdefault(name, {})
         elif not last:
             raise UserError(f"'{where}.{name}' is a value, it has no key '{names[depth + 1]}'")
         else:
             target[name] = _parse(text, kind, f"{where}.{name}")
+
+
+def _a_group(path: str, cls) -> UserError:
+    keys = ", ".join(_fields(cls))
+    return UserError(f"'{path}' is a group of keys, not a value: set one of {keys}")
 
 
 def _parse(text: str, kind: type, where: str) -> Any:
@@ -129,6 +159,10 @@ def _build(cls, nested: Any, where: str, defaults):
             if not isinstance(value, Mapping):
                 raise UserError(f"'{path}' is a group of groups of keys, got {value!r}")
             of = typing.get_args(kind)[1]
+            if of is dict:
+                checked = ((n, overlay(defaults, v, f"{path}.{n}")) for n, v in value.items())
+                values[name] = {str(n): v for n, v in checked}
+                continue
             values[name] = {n: _build(of, v, f"{path}.{n}", of()) for n, v in value.items()}
         elif dataclasses.is_dataclass(kind):
             values[name] = _build(kind, value, path, getattr(defaults, name))

@@ -182,7 +182,7 @@ def test_identity_follows_the_content():
 
 
 def test_free_text_needs_a_pretrained_model():
-    with pytest.raises(UserError, match="'sums' has no alphabet.*pretrained"):
+    with pytest.raises(UserError, match="'sums' has no alphabet.*published"):
         CharTokenizer.for_tasks(TASK)
 
 

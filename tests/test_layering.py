@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"schema"},
+    {"phases"},
     {"config"},
     {"fingerprint", "mesh", "curriculum", "sweeps", "files", "manifest", "rng"},
     {"endpoints", "jobs", "asking"},

@@ -338,5 +338,5 @@ def test_mistakes_are_named_before_anything_is_compiled(model, task, more, messa
 
 
 def test_a_policy_from_scratch_judges_nobody():
-    with pytest.raises(UserError, match="trained from scratch reads nothing but problems"):
+    with pytest.raises(UserError, match="reads the characters of its task alone"):
         prepare(resolve({"filter": {"name": "threshold"}, "judge": {"name": "rubric"}}))

@@ -103,7 +103,7 @@ def test_users_task_by_import_path(user_module):
 
 def test_a_task_without_an_alphabet_needs_a_pretrained_model(user_module):
     mute = get_task(f"{user_module}:mute")
-    with pytest.raises(UserError, match="'successor' has no alphabet.*needs a pretrained model"):
+    with pytest.raises(UserError, match="'successor' has no alphabet.*alphabet' to ascii"):
         CharTokenizer.for_tasks(Copy(), mute)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import asdict, dataclass
+from typing import Self
 
 from karploop.data.sources import held_out_sets, seed_data
 from karploop.data.tasks import home_module
@@ -78,6 +80,13 @@ class Shared:
             rng=self._rng(BASE),
             keyed=policy.labelled is None,
         )
+
+    def at(self, index: int) -> Self:
+        """The same stages by the settings of a round's phase."""
+        there = copy.copy(self)
+        there.m = self.m.at(index)
+        there.config = there.m.config
+        return there
 
     def _rng(self, index: int, member: int = 0) -> Rng:
         return Rng(self.config.seed, member, index)

@@ -176,6 +176,9 @@ class Training(Shared):
         return any(known) or (self._labelled and self.seed.table(EXAMPLES_FILE).num_rows > 0)
 
     def _recent(self, kept: list[Artifact]) -> list[Artifact]:
+        """The rounds that the regime takes, of those whose phase learnt from the same kind."""
+        file = RECORDS[self.m.trainers["train"].objective.lesson][1]
+        kept = [artifact for artifact in kept if file in artifact.manifest.files]
         return kept[-1:] if self.config.regime.data == "replace" else kept
 
     def kept_nothing(self, selection: Artifact) -> str:

@@ -32,6 +32,10 @@ class Tokenizer(Protocol):
         """Ends a document."""
 
     @property
+    def has_template(self) -> bool:
+        """Whether a conversation can be written by a chat template."""
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """What ends a completion: `eos_id` first, then others such as the end of a turn."""
 
@@ -73,6 +77,7 @@ class CharTokenizer:
     bos_id: ClassVar[int] = 1
     eos_id: ClassVar[int] = 2
     stop_ids: ClassVar[tuple[int, ...]] = (2,)
+    has_template: ClassVar[bool] = False
     first_character_id: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
@@ -86,6 +91,11 @@ class CharTokenizer:
             )
 
     @classmethod
+    def ascii(cls) -> CharTokenizer:
+        """A tokenizer for the printable characters of ASCII and the end of a line."""
+        return cls("\n" + "".join(map(chr, range(32, 127))))
+
+    @classmethod
     def for_tasks(cls, *tasks: Task) -> CharTokenizer:
         """A tokenizer for all characters of `tasks`, in the order in which they first appear.
 
@@ -95,8 +105,9 @@ class CharTokenizer:
         for task in tasks:
             if not task.alphabet:
                 raise UserError(
-                    f"task {task.name!r} has no alphabet to make a tokenizer of: this task needs a "
-                    "pretrained model. (A task of your own may set `alphabet` in its class.)"
+                    f"task {task.name!r} has no alphabet to make a tokenizer of: name a published "
+                    "model in 'config.roles.policy.path', or set 'config.model.alphabet' to ascii. "
+                    "(A task of your own may set `alphabet` in its class.)"
                 )
         return cls("".join(dict.fromkeys(c for task in tasks for c in task.alphabet)))
 
@@ -125,8 +136,8 @@ class CharTokenizer:
         except KeyError as error:
             raise UserError(
                 f"CharTokenizer: the character {error.args[0]!r} of {text!r} is not in the "
-                f"alphabet {self.alphabet!r}; correct the text or add the character to the "
-                "task's alphabet."
+                f"alphabet {self.alphabet!r}; correct the text, add the character to the task's "
+                "alphabet, or name a published model, which reads any."
             ) from None
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -23,7 +23,7 @@ from karploop.judging.rubric import read_criteria, rubric
 from karploop.judging.verifier import verified
 from karploop.judging.vote import poll
 
-JUDGE, DEBATER = "judge", "debater"
+DEBATER = "debater"
 
 _DECIDE = {  # by judge, the keys that do, besides those of reasons
     "rubric": ("levels",),
@@ -114,17 +114,18 @@ class ModelJudge:
 
 
 def make_judge(
-    config: JudgeConfig, seed: int, seat: str = JUDGE, task: Task | None = None
+    config: JudgeConfig, seed: int, seat: str = "", task: Task | None = None
 ) -> ModelJudge:
     """The judge called `config.name`.
 
     Args:
-      seat: the role that it asks.
+      seat: the role that it asks, of an ensemble's member; else `config.role`.
       task: what the replies are answers to; None: nobody knows, as of the rows of a file.
 
     Raises:
       UserError: there is no such judge, a file of it is missing or malformed, or it wants a task.
     """
+    seat = seat or config.role
     settings = {key: value for key, value in asdict(config).items() if key in _DECIDE[config.name]}
     if config.name == "person":
         review = Review.read(config.review)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from karploop.phases import laid
 from karploop.reporting.tables import (
     curves,
     escape_markdown,
@@ -40,7 +41,9 @@ def model_card(
       adapter: whether this is an adapter for the base, or a whole model.
     """
     rounds = [entry for entry in summary["rounds"] if entry["round"] <= round]
-    task, train, kept = config["task"], config["train"], config["filter"]
+    begun = {start: of_phase for start, of_phase in laid(config).items() if start <= max(round, 0)}
+    own = begun[max(begun)]
+    task, train, kept = config["task"], own["train"], own["filter"]
     rank = train["lora"]["rank"]
     how = f"low-rank adapter of rank {rank}" if rank else "all parameters"
     front = {
@@ -59,6 +62,7 @@ def model_card(
         f"loop: the model answers problems of `{_code(task['name'])}`, the filter "
         f"`{_code(kept['name'])}` chooses among its answers, and it is trained on those ({how}, "
         f"{train['steps']} steps a round).",
+        *([_changes(begun, config)] if len(begun) > 1 else []),
         *([f"Not a result: {_code(summary['diagnostic'])}."] if "diagnostic" in summary else []),
         "## Data",
         _data_table(rounds, task),
@@ -73,6 +77,16 @@ def model_card(
         f"```json\n{_fenced(json.dumps(config, indent=1))}\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _changes(begun: Mapping[int, Any], config: Mapping[str, Any]) -> str:
+    """What phases changed, where those sentences speak of the last."""
+    told = [
+        f"from {round_label(start)} on `{_code(json.dumps(config['phases'][str(start)]))}`"
+        for start in begun
+        if start
+    ]
+    return f"That is its last phase. Settings changed {', '.join(told)}."
 
 
 def _data_table(rounds: list[dict[str, Any]], task: Mapping[str, Any]) -> str:

@@ -12,15 +12,16 @@ from jax.sharding import Mesh
 
 from karploop.asking import Role
 from karploop.config import RoleConfig
+from karploop.data.tokenizer import CharTokenizer
 from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.models.weights import Weights
 from karploop.roles.bind import POLICY, Bound
-from karploop.roles.local import LocalModel
-from karploop.roles.on_mesh import MeshRole
+from karploop.roles.on_mesh import MeshRole, Speaker
 from karploop.roles.remote import RemoteRole
 from karploop.schema import nearest
 
+ASCII = CharTokenizer.ascii().alphabet
 _ROUND = re.compile(r"round:(\d+)")
 _OWN = RoleConfig(weights=POLICY)
 
@@ -32,7 +33,7 @@ class LoopRoles:
         self,
         seats: Sequence[str],
         configs: Mapping[str, RoleConfig],
-        policy: LocalModel | None,
+        policy: Speaker,
         batch: int,
         dtype: str,
         chat: bool,
@@ -43,13 +44,13 @@ class LoopRoles:
         Args:
           seats: names of the roles that are asked.
           chat: whether the seat of the policy itself is asked as a chat, as in sampling.
-          policy: the checkpoint that the loop starts from; None: it starts from scratch.
+          policy: what is trained.
           batch: prompts on the device at a time.
           job: what spending is counted for.
 
         Raises:
           UserError: a role is bound to nothing, to two things, or wanted by nobody; a model that
-            reads characters is to answer questions.
+            reads the characters of its task alone is to answer questions.
         """
         for name in configs:
             if name not in {POLICY, *seats}:
@@ -86,11 +87,12 @@ class LoopRoles:
             raise UserError(
                 f"{where}: 'weights' is '{config.weights}': write policy, base, or round:N"
             )
-        if not self._policy:
+        alphabet = getattr(self._policy.tokenizer, "alphabet", ASCII)
+        if set(ASCII) - set(alphabet):
             raise UserError(
-                f"{where} is to be answered by the policy, and one trained from scratch reads "
-                "nothing but problems: bind the role to a checkpoint ('path') or an address "
-                "('base_url' and 'model')"
+                f"{where} is to be answered by the policy, which reads the characters of its task "
+                "alone: bind the role to a checkpoint ('path') or an address ('base_url' and "
+                "'model'), or set 'config.model.alphabet' to ascii"
             )
         if config.chat == "yes" and not self._policy.tokenizer.has_template:
             raise UserError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from karploop.asking import Asked, How, Said, Scored, Spent, cut, spoken
+from karploop.config import ModelConfig
+from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
 from karploop.models.weights import Weights
 from karploop.rng import folded
-from karploop.roles.local import LocalModel
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.sampler import Sampler, batches
 
@@ -19,10 +20,26 @@ _SHORTEST = 32  # tokens
 _STEP = 32  # a shared beginning is read in multiples of so many tokens
 
 
+class Speaker(Protocol):
+    """What is to be known of a model besides its weights."""
+
+    path: Any  # what messages call it
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
+class Described(NamedTuple):
+    """One without files of its own."""
+
+    path: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
 class MeshRole:
     """One model's weights; roles bound to the same model are the same object."""
 
-    def __init__(self, model: LocalModel, weights: Weights, params: Any, *, chat: bool, batch: int):
+    def __init__(self, model: Speaker, weights: Weights, params: Any, *, chat: bool, batch: int):
         """Args:
         chat: texts are asked as a user's message, by the chat template.
         batch: prompts on the device at a time; no influence on what is said.
