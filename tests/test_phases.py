@@ -15,8 +15,8 @@ from karploop.phases import by_phase, laid
 from karploop.schema import to_dict
 from karploop.store import Store
 
-THEN_DPO = {
-    "phases.1.objective.name": "dpo",
+THEN_KTO = {
+    "phases.1.objective.name": "kto",
     "phases.1.judge.name": "vote",
     "phases.1.train.steps": "4",
 }
@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
     """Supervised alone, and the same followed by a round of preferences, in one store."""
     folder = tmp_path_factory.mktemp("phases")
     run(folder, "plain", rounds="1")
-    run(folder, "phased", **THEN_DPO)
+    run(folder, "phased", **THEN_KTO)
     return folder
 
 
@@ -98,7 +98,7 @@ def test_what_a_later_phase_names_is_checked_before_the_first():
 
 def test_phases_that_compile_the_same_share_a_step():
     config = resolve(
-        settings(), THEN_DPO | {"phases.2.objective.name": "sft", "phases.2.judge.name": ""}
+        settings(), THEN_KTO | {"phases.2.objective.name": "sft", "phases.2.judge.name": ""}
     )
     machinery = prepare(config)
     first, second, third = machinery.phases.values()
@@ -112,16 +112,16 @@ def test_phases_that_compile_the_same_share_a_step():
 def test_rounds_before_a_phase_are_those_of_a_run_without_it(workdir):
     plain, phased = rounds(workdir, "plain"), rounds(workdir, "phased")
     assert [r["stages"] for r in phased[:2]] == [r["stages"] for r in plain]
-    assert "pairs" not in phased[1]["stages"] and "judge" not in phased[1]["stages"]
+    assert "labels" not in phased[1]["stages"] and "judge" not in phased[1]["stages"]
 
 
 def test_a_later_phase_learns_from_its_own_kind_of_rows(workdir):
     last = rounds(workdir, "phased")[2]
-    assert {"judge", "pairs", "train"} <= set(last["stages"])
+    assert {"judge", "labels", "train"} <= set(last["stages"])
     manifest = workdir / "store/train" / last["stages"]["train"] / "manifest.json"
     inputs = json.loads(manifest.read_text())["inputs"]
     kept = {name: made["stage"] for name, made in inputs.items() if name.startswith("kept")}
-    assert kept == {"kept_0": "pairs"}
+    assert kept == {"kept_0": "labels"}
     before = rounds(workdir, "phased")[1]["stages"]["train"]
     assert inputs["params"]["key"] == before
 
@@ -133,7 +133,7 @@ def test_all_stages_of_all_phases_are_within_reach(workdir):
 
 
 def test_a_phased_run_that_goes_on_ends_the_same(workdir, tmp_path):
-    run(tmp_path, "phased", rounds="1", **{k.replace(".", "__"): v for k, v in THEN_DPO.items()})
-    again = run(tmp_path, "phased", **{k.replace(".", "__"): v for k, v in THEN_DPO.items()})
+    run(tmp_path, "phased", rounds="1", **{k.replace(".", "__"): v for k, v in THEN_KTO.items()})
+    again = run(tmp_path, "phased", **{k.replace(".", "__"): v for k, v in THEN_KTO.items()})
     whole = json.loads((workdir / "runs/phased/summary.json").read_text())
     assert again["params_sha256"] == whole["params_sha256"]
