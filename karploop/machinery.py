@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from karploop.chains.definition import Chain
 from karploop.chains.library import get_chain
 from karploop.chains.rendering import load_templates
-from karploop.config import MODELS, TALLIES, Config, ObjectiveConfig, changes_results
+from karploop.config import MODELS, TALLIES, TEACHER, Config, ObjectiveConfig, changes_results
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
@@ -97,6 +97,7 @@ def prepare(config: Config) -> Machinery:
         config.model.dtype,
         chat=config.prompt.chat,
         job=_job(config),
+        readers=(TEACHER,) if config.objective.taught else (),
     )
     if seats:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
@@ -118,7 +119,8 @@ def prepare(config: Config) -> Machinery:
         prefix=prompting.prefix,
         stop_ids=prompting.stop_ids,
     )
-    trainers = _trainers(config, weights, policy)
+    teacher = _teacher(config, roles, policy, weights) if config.objective.taught else None
+    trainers = _trainers(config, weights, policy, teacher)
     checked = (config, task, chosen, matched, judge, chain, roles, policy)
     return Machinery(*checked, weights, sampler, trainers)
 
@@ -166,7 +168,37 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
             )
 
 
-def _trainers(config: Config, weights: Weights, policy: Policy) -> dict[str, Trainer]:
+def _teacher(config: Config, roles: LoopRoles, policy: Policy, weights: Weights) -> Weights:
+    """The architecture of the role `teacher`, which reads the policy's tokens.
+
+    Raises:
+      UserError: it is a server, its tokens are others, or its context is too short.
+    """
+    roles.check(TEACHER, "distributions")
+    model = roles.model(TEACHER)
+    if not model:
+        return weights
+    own = policy.role.tokenizer if policy.role else None
+    rows = min(model.vocabulary, policy.vocabulary)  # where embeddings have some to spare
+    if not own or own.reachable_size > rows or own.tokens(rows) != model.tokenizer.tokens(rows):
+        known = f"the {own.vocab_size} of '{policy.role.path}'" if own else "characters"
+        raise UserError(
+            f"'config.roles.teacher' reads the {model.tokenizer.vocab_size} tokens of "
+            f"'{model.path}', and the policy {known}: take a teacher with the same tokens, or "
+            "learn from what this one writes ('config.generate.chain=teacher' with "
+            "'config.objective.name=sft')"
+        )
+    if config.train.row_length > model.config.max_length:
+        raise UserError(
+            f"'config.train.row_length' is {config.train.row_length}, longer than the context of "
+            f"'config.roles.teacher', {model.config.max_length}: lower it"
+        )
+    return Weights(model.config, model.vocabulary, weights.mesh)
+
+
+def _trainers(
+    config: Config, weights: Weights, policy: Policy, teacher: Weights | None
+) -> dict[str, Trainer]:
     """One compiled step for both training stages unless they differ in what is compiled."""
     made: dict[Any, Trainer] = {}
     trainers = {}
@@ -178,6 +210,7 @@ def _trainers(config: Config, weights: Weights, policy: Policy) -> dict[str, Tra
         static += (lora,) if lora.rank else ()
         static += (wanted,)
         if static not in made:
-            made[static] = Trainer(weights, optimizer, lora, objective)
+            taught_by = teacher if wanted.taught else None
+            made[static] = Trainer(weights, optimizer, lora, objective, taught_by)
         trainers[name] = made[static]
     return trainers
