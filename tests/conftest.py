@@ -26,7 +26,16 @@ hypothesis.settings.load_profile("karploop")
 LONGEST = (
     *("resume", "lora", "object_store", "policy", "export", "distributed", "gc", "parity"),
     *("config", "chains", "endpoints", "judges", "run", "training", "sweep_runner", "readme"),
-    *("objectives", "loop_judges", "regime", "judge_study", "filter_choice", "scoring", "votes"),
+    *(
+        "objectives",
+        "teacher",
+        "loop_judges",
+        "regime",
+        "judge_study",
+        "filter_choice",
+        "scoring",
+        "votes",
+    ),
 )
 
 
