@@ -26,16 +26,8 @@ hypothesis.settings.load_profile("karploop")
 LONGEST = (
     *("resume", "lora", "object_store", "policy", "export", "distributed", "gc", "parity"),
     *("config", "chains", "endpoints", "judges", "run", "training", "sweep_runner", "readme"),
-    *(
-        "objectives",
-        "teacher",
-        "loop_judges",
-        "regime",
-        "judge_study",
-        "filter_choice",
-        "scoring",
-        "votes",
-    ),
+    *("objectives", "loop_judges", "regime", "judge_study", "filter_choice", "scoring", "votes"),
+    *("teacher",),
 )
 
 
