@@ -225,12 +225,17 @@ class ObjectiveConfig:
     """What training minimises (`karploop/training/objectives.py`). A warm-up is supervised."""
 
     # sft: imitate what was kept; dpo, ipo, simpo, orpo: prefer the better of a pair; kto: make the
-    # good likelier and the bad less so; policy_gradient: make samples likelier by their advantage.
+    # good likelier and the bad less so; policy_gradient: make samples likelier by their advantage;
+    # gkd: say what the role `teacher` says next, on the rows that sft imitates.
     name: str = option(
-        "sft", choices=("sft", "dpo", "ipo", "simpo", "orpo", "kto", "policy_gradient")
+        "sft", choices=("sft", "gkd", "dpo", "ipo", "simpo", "orpo", "kto", "policy_gradient")
     )
-    weighting: str = option("token", choices=("token", "example"))  # sft: what counts the same
-    beta: float = option(0.1, low=0.0)  # dpo, ipo, simpo, kto: of rewards
+    weighting: str = option("token", choices=("token", "example"))  # sft, gkd: what counts the same
+    # gkd: KL(teacher ‖ student), KL(student ‖ teacher), or the generalised Jensen–Shannon one. The
+    # share of the student's own texts, λ of arXiv 2306.13649, is 1 − 'regime.seed_share'.
+    divergence: str = option("forward_kl", choices=("forward_kl", "reverse_kl", "jsd"))
+    temperature: float = option(1.0, low=0.01)  # gkd: that the logits of both are divided by
+    beta: float = option(0.1, low=0.0)  # dpo, ipo, simpo, kto: of rewards; jsd: the teacher's part
     label_smoothing: float = option(0.0, low=0.0, high=0.5)  # dpo: how often a pair is wrong
     sft: float = option(0.0, low=0.0)  # dpo: weight of likelihood of the better one
     by_token: bool = False  # ipo: log-ratios are means over tokens
@@ -241,8 +246,9 @@ class ObjectiveConfig:
     # What is not to be left (dpo, ipo, kto, policy_gradient): the base, or the round's first
     # parameters.
     reference: str = option("base", choices=("base", "round"))
-    # policy_gradient
-    advantage: str = option("rloo", choices=("rloo", "grpo", "dr_grpo"))
+    # policy_gradient. Advantages over others of the prompt, or by what the role `teacher` says of
+    # each token.
+    advantage: str = option("rloo", choices=("rloo", "grpo", "dr_grpo", "teacher"))
     reward: str = option("score", choices=("score", "raw"))  # raw: of a reward model, not its σ
     clip_low: float = option(0.2, low=0.0, high=1.0)  # how far a ratio may fall; 0: any far
     clip_high: float = option(0.2, low=0.0)  # … and rise
@@ -251,6 +257,16 @@ class ObjectiveConfig:
     kl: float = option(0.0, low=0.0)  # coefficient of the divergence from the reference
     kl_in: str = option("loss", choices=("loss", "reward"))
     kl_estimator: str = option("k3", choices=("k2", "k3"))  # in the loss
+
+    @property
+    def taught(self) -> bool:
+        """Whether the role `teacher` reads tokens for it."""
+        return self.name == "gkd" or (self.name, self.advantage) == ("policy_gradient", "teacher")
+
+    @property
+    def scored(self) -> bool:
+        """Whether it learns from the scores of a judge."""
+        return self.name != "sft" and not self.taught
 
 
 @dataclass(frozen=True)
@@ -424,7 +440,8 @@ class Config:
     rounds: int = option(5, low=0)
     members: int = option(1, low=1)  # independently seeded models; votes may be taken over them
     task: TaskConfig = TaskConfig()
-    # Named models: policy, and those that a judge asks (judge, debater), which are else the policy.
+    # Named models: policy, those that a judge or a chain asks (judge, debater, critic), which are
+    # else the policy, and the teacher of an objective, or of the chain `teacher`.
     roles: dict[str, RoleConfig] = dataclasses.field(default_factory=dict)
     model: ModelConfig = ModelConfig()
     prompt: PromptConfig = PromptConfig()
@@ -495,6 +512,8 @@ class RewardConfig:
 
 # Keys that never change a result: a run may go on with other values of these.
 RESULT_FREE = ("mesh", "retention", "rounds")
+
+TEACHER = "teacher"  # the role, and the chain that asks it alone
 
 # Keys of a role that say how its endpoint is asked and paid, and nothing of what it says.
 ASKING = (
@@ -604,7 +623,8 @@ def _check_labelled(config: Config) -> None:
 def _check_objective(config: Config) -> None:
     """Rules of what is minimised, and on what."""
     wanted = config.objective
-    if wanted.name == "sft":
+    _check_teacher(config)
+    if wanted.name in ("sft", "gkd"):
         return
     name = f"'config.objective.name={wanted.name}'"
     if config.noise.rate:
@@ -622,7 +642,7 @@ def _check_objective(config: Config) -> None:
             f"'config.regime.seed_share' is a share of labelled rows, which are imitated, and "
             f"{name} imitates none: leave it at −1"
         )
-    alone = wanted.name == "kto" or pairs_labelled(config)
+    alone = wanted.name == "kto" or wanted.taught or pairs_labelled(config)
     if config.generate.samples < 2 and not alone:
         raise UserError(
             f"{name} compares completions of a prompt, and there is one: set "
@@ -637,6 +657,30 @@ def _check_objective(config: Config) -> None:
         raise UserError(
             f"'config.objective.truncate' is {wanted.truncate}, and ratios are clipped, too: set "
             "'clip_low' and 'clip_high' to 0, or leave it at 0"
+        )
+
+
+def _check_teacher(config: Config) -> None:
+    """Rules of learning from the role `teacher`."""
+    wanted = config.objective
+    if (wanted.taught or config.generate.chain == TEACHER) and TEACHER not in config.roles:
+        key = "'config.generate.chain=teacher'"
+        if wanted.taught:
+            key = f"'config.objective.name={wanted.name}'"
+            key += " with 'advantage=teacher'" if wanted.name == "policy_gradient" else ""
+        raise UserError(
+            f"{key} learns from the role 'teacher', and there is none: set "
+            "'config.roles.teacher.path', or 'config.roles.teacher.weights' to base or round:N"
+        )
+    if wanted.name == "gkd" and wanted.divergence == "jsd" and not 0 < wanted.beta < 1:
+        raise UserError(
+            f"'config.objective.beta' is {wanted.beta}, and 'divergence=jsd' mixes teacher and "
+            "student by it: write a number between 0 and 1, both excluded"
+        )
+    if wanted.taught and wanted.name != "gkd" and wanted.kl and wanted.kl_in == "reward":
+        raise UserError(
+            "'config.objective.kl_in=reward' takes the divergence from a reward, and "
+            "'advantage=teacher' has none: set it to loss, or 'kl' to 0"
         )
 
 

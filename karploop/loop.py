@@ -55,7 +55,7 @@ def run(
         if verdicts:
             done["judge"] = verdicts
         done["watch"] = loop.watch(index, samples, selection)
-        lesson, rows = loop.lesson(index, samples, verdicts, selection, params[0], base[0])
+        lesson, rows = loop.lesson(index, samples, verdicts, selection, history)
         if lesson is not selection:
             done[lesson.manifest.stage] = lesson
         if not rows:
@@ -73,7 +73,7 @@ def run(
                 continue
         kept.append(lesson)
         newest = loop.next_difficulty(newest, samples, selection)
-        params = {m: loop.train(index, m, params[m], base[m], kept) for m in params}
+        params = {m: loop.train(index, m, params[m], base[m], kept, history) for m in params}
         history.append(params[0])
         finished = loop.finish(index, done | by_member("train", params), params[0], base[0])
         scores.append(mean_exact_match(finished.evals))

@@ -15,6 +15,7 @@ from karploop.chains.rendering import load_templates
 from karploop.config import (
     MODELS,
     TALLIES,
+    TEACHER,
     Config,
     ObjectiveConfig,
     TrainConfig,
@@ -126,7 +127,7 @@ def prepare(config: Config) -> Machinery:
     for start, of_phase in configs.items():
         with told_of(start):
             _check_rows(of_phase, policy, mesh)
-    roles = _roles(config, deciding, policy, mesh)
+    roles = _roles(configs, deciding, policy, mesh)
     role = policy.role
     source = functools.partial(load_params, role.checkpoint) if role else None
     weights = Weights(policy.config, policy.vocabulary, mesh, source)
@@ -139,7 +140,8 @@ def prepare(config: Config) -> Machinery:
         prefix=prompting.prefix,
         stop_ids=prompting.stop_ids,
     )
-    trainers = _trainers(configs, weights, policy)
+    teacher = _teacher(configs, roles, policy, weights)
+    trainers = _trainers(configs, weights, policy, teacher)
     first, *later = (
         Machinery(
             *(configs[start], task, *deciding[start]),
@@ -161,20 +163,23 @@ def _decide(config: Config, task: Task) -> _Deciding:
 
 
 def _roles(
-    config: Config, deciding: Mapping[int, _Deciding], policy: Policy, mesh: Mesh
+    configs: Mapping[int, Config], deciding: Mapping[int, _Deciding], policy: Policy, mesh: Mesh
 ) -> LoopRoles:
     """The roles that any phase asks. Raises UserError: one cannot give what is wanted of it."""
+    config = configs[0]
     wanted = {start: dict.fromkeys(of_phase.wanted()) for start, of_phase in deciding.items()}
+    asked = tuple(dict.fromkeys(seat for some in wanted.values() for seat, _ in some))
     roles = LoopRoles(
-        tuple(dict.fromkeys(seat for some in wanted.values() for seat, _ in some)),
+        asked,
         config.roles,
         policy.speaker,
         config.judge.batch,
         config.model.dtype,
         chat=config.prompt.chat,
         job=_job(config),
+        readers=(TEACHER,) if any(c.objective.taught for c in configs.values()) else (),
     )
-    if roles.seats:
+    if asked:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
     for start, some in wanted.items():
         with told_of(start):
@@ -226,8 +231,43 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
             )
 
 
+def _teacher(
+    configs: Mapping[int, Config], roles: LoopRoles, policy: Policy, weights: Weights
+) -> Weights | None:
+    """The architecture of the role `teacher`, which reads the policy's tokens; None: unwanted.
+
+    Raises:
+      UserError: it is a server, its tokens are others, or its context is too short.
+    """
+    taught = {start: config for start, config in configs.items() if config.objective.taught}
+    if not taught:
+        return None
+    roles.check(TEACHER, "distributions")
+    model = roles.model(TEACHER)
+    if not model:
+        return weights
+    own = policy.role.tokenizer if policy.role else None
+    rows = min(model.vocabulary, policy.vocabulary)  # where embeddings have some to spare
+    if not own or own.reachable_size > rows or own.tokens(rows) != model.tokenizer.tokens(rows):
+        known = f"the {own.vocab_size} of '{policy.role.path}'" if own else "characters"
+        raise UserError(
+            f"'config.roles.teacher' reads the {model.tokenizer.vocab_size} tokens of "
+            f"'{model.path}', and the policy {known}: take a teacher with the same tokens, or "
+            "learn from what this one writes ('config.generate.chain=teacher' with "
+            "'config.objective.name=sft')"
+        )
+    for start, config in taught.items():
+        if config.train.row_length > model.config.max_length:
+            with told_of(start):
+                raise UserError(
+                    f"'config.train.row_length' is {config.train.row_length}, longer than the "
+                    f"context of 'config.roles.teacher', {model.config.max_length}: lower it"
+                )
+    return Weights(model.config, model.vocabulary, weights.mesh)
+
+
 def _trainers(
-    configs: Mapping[int, Config], weights: Weights, policy: Policy
+    configs: Mapping[int, Config], weights: Weights, policy: Policy, teacher: Weights | None
 ) -> dict[int, dict[str, Trainer]]:
     """By phase and training stage, one compiled step for all that compile the same."""
     made: dict[Any, Trainer] = {}
@@ -240,7 +280,8 @@ def _trainers(
         static += (lora,) if lora.rank else ()
         static += (wanted,)
         if static not in made:
-            made[static] = Trainer(weights, optimizer, lora, objective)
+            taught_by = teacher if wanted.taught else None
+            made[static] = Trainer(weights, optimizer, lora, objective, taught_by)
         return made[static]
 
     return {

@@ -191,8 +191,8 @@ def _trace_objectives() -> None:
     text = Tokenized(
         np.arange(4, dtype=np.int32),
         2,
-        by_token={"sampler": np.zeros(2), "reference": np.zeros(2)},
-        by_text={"present": 1.0, "advantage": 1.0, "reference": 0.0, "desirable": 1.0},
+        by_token={name: np.zeros(2) for name in ("sampler", "advantage", "reference")},
+        by_text={"present": 1.0, "reference": 0.0, "desirable": 1.0},
     )
     batch, _ = next(pack([(text, text)], iter([0]), 2, 8))
     choices = config.ObjectiveConfig.__dataclass_fields__["name"].metadata["choices"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
-from karploop.bindings.shared import BASE, Shared, inputs_of
-from karploop.config import RegimeConfig, TrainConfig
+from karploop.bindings.shared import BASE, ROLES, Shared, inputs_of
+from karploop.config import TEACHER, RegimeConfig, TrainConfig
 from karploop.filtering.labels import labels
 from karploop.filtering.noise import corrupt
 from karploop.filtering.pairs import labelled_pairs, pairs
@@ -17,8 +19,9 @@ from karploop.records import EXAMPLES_FILE
 from karploop.stages import Artifact
 from karploop.training.experience import experience
 from karploop.training.lessons import RECORDS
-from karploop.training.objectives import EPISODES, EXAMPLES, LABELS
+from karploop.training.objectives import DIVERGENCES, EPISODES, EXAMPLES, LABELS
 from karploop.training.objectives import settings as objective_settings
+from karploop.training.teaching import teach
 from karploop.training.train import train
 
 
@@ -52,8 +55,10 @@ class Training(Shared):
         params: Artifact,
         base: Artifact,
         kept: list[Artifact],
+        history: list[Artifact],
     ) -> Artifact:
-        """Trains on what has been kept, from the parameters that the regime says."""
+        """Trains on what has been kept, from the parameters that the regime says; `history` as in
+        `judge`, where a teacher is compared with."""
         regime, objective = self.config.regime, self.m.trainers["train"].objective
         start = base if regime.start == "base" else params
         inputs = {"params": start} | ({"seed": self.seed} if self._labelled else {})
@@ -64,7 +69,19 @@ class Training(Shared):
         if regime.data == "budget":
             decides["budget"] = regime.budget
         more = {"regime": decides, "objective": objective_settings(self.config.objective)}
+        if objective.reads == DIVERGENCES:
+            taught, inputs_of_teacher = self._teacher([*history[:-1], params])
+            more, inputs = more | taught, inputs | inputs_of_teacher
         return self._train("train", self.config.train, index, member, inputs, more)
+
+    def _teacher(self, history: list[Artifact]) -> tuple[dict[str, Any], dict[str, Artifact]]:
+        """What decides what the role `teacher` says: settings, and the loop's own weights."""
+        roles = self.m.roles
+        return {TEACHER: roles.identity([TEACHER])}, roles.inputs([TEACHER], history)
+
+    @property
+    def _load_teacher(self) -> Callable[[Mapping[str, Artifact]], Any]:
+        return functools.partial(self.m.roles.params, TEACHER, self.m.weights)
 
     @property
     def _labelled(self) -> bool:
@@ -81,6 +98,7 @@ class Training(Shared):
             prompting=self.m.policy.prompting,
             config=config,
             regime=self.config.regime if name == "train" else RegimeConfig(),
+            teacher=self._load_teacher,
         )
         settings = asdict(config) | (more or {})
         del settings["checkpoint_every"]  # how often a stage saves does not change what it learns
@@ -92,6 +110,7 @@ class Training(Shared):
             config=settings | self.model,
             inputs=inputs,
             rng=self._rng(index, member),
+            more=ROLES if TEACHER in settings else (),
         )
 
     def lesson(
@@ -100,18 +119,20 @@ class Training(Shared):
         samples: dict[int, Artifact],
         verdicts: Artifact | None,
         selection: Artifact,
-        params: Artifact,
-        base: Artifact,
+        history: list[Artifact],
     ) -> tuple[Artifact, int]:
-        """What the objective makes of the selection, and how many rows it has."""
+        """What the objective makes of the selection, and how many rows it has; `history` as in
+        `judge`, for what it is held to or taught by."""
         objective = self.m.trainers["train"].objective
         if objective.lesson == EXAMPLES:
             lesson = self.corrupt(index, selection)
+        elif self.config.objective.taught:
+            lesson = self._taught(index, samples, selection, history)
         else:
             inputs = inputs_of(samples) | {"selection": selection}
             inputs |= {"verdicts": verdicts} if verdicts else {}
             if objective.lesson == EPISODES:
-                lesson = self._experience(index, inputs, params, base)
+                lesson = self._experience(index, inputs, history[-1], history[0])
             else:
                 lesson = self._preferences(objective.lesson, index, inputs)
         return lesson, lesson.table(RECORDS[objective.lesson][1]).num_rows
@@ -158,6 +179,27 @@ class Training(Shared):
             inputs=inputs,
             rng=self._rng(index),
             keyed=False,
+        )
+
+    def _taught(self, index, samples, selection, history) -> Artifact:
+        """Episodes by what a teacher says of their tokens, in place of a judge."""
+        train = self.config.train
+        settings, inputs = self._teacher(history)
+        return self._run(
+            "experience",
+            functools.partial(
+                teach,
+                trainer=self.m.trainers["train"],
+                prompting=self.m.policy.prompting,
+                config=self.config.objective,
+                train=train,
+                teacher=self._load_teacher,
+            ),
+            config=settings | {"advantage": TEACHER, "row_length": train.row_length} | self.model,
+            inputs=inputs_of(samples) | {"selection": selection} | inputs,
+            rng=self._rng(index),
+            keyed=False,
+            more=ROLES,
         )
 
     def corrupt(self, index: int, selection: Artifact) -> Artifact:

@@ -17,6 +17,7 @@ from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.models.weights import Weights
 from karploop.roles.bind import POLICY, Bound
+from karploop.roles.local import LocalModel
 from karploop.roles.on_mesh import MeshRole, Speaker
 from karploop.roles.remote import RemoteRole
 from karploop.schema import nearest
@@ -38,11 +39,13 @@ class LoopRoles:
         dtype: str,
         chat: bool,
         job: str,
+        readers: Sequence[str] = (),
     ):
         """A seat that is not bound is the policy, as it is in that round.
 
         Args:
           seats: names of the roles that are asked.
+          readers: of those that read tokens; see `params`.
           chat: whether the seat of the policy itself is asked as a chat, as in sampling.
           policy: what is trained.
           batch: prompts on the device at a time.
@@ -52,20 +55,21 @@ class LoopRoles:
           UserError: a role is bound to nothing, to two things, or wanted by nobody; a model that
             reads the characters of its task alone is to answer questions.
         """
+        asked, seats = set(seats), tuple(dict.fromkeys([*seats, *readers]))
         for name in configs:
             if name not in {POLICY, *seats}:
                 raise UserError(
                     f"'config.roles.{name}' is asked by nothing in this run: "
                     f"{nearest(name, {POLICY, *seats})}"
                 )
-        self.seats, self._policy, self._batch = tuple(seats), policy, batch
+        self.seats, self._policy, self._batch = seats, policy, batch
         bound = {name: configs[name] for name in seats if name in configs and name != POLICY}
         if POLICY in seats:
             bound[POLICY] = RoleConfig(weights=POLICY, chat="yes" if chat else "no")
         elsewhere = {name: c for name, c in bound.items() if c.path or c.base_url}
         self._own = {name: bound.get(name, _OWN) for name in seats if name not in elsewhere}
         for name, config in self._own.items():
-            self._check_own(name, config)
+            self._check_own(name, config, name in asked)
         self._loaded: dict[str, Role] | None = None
         self._compiled: dict[bool, MeshRole] = {}  # by whether it is asked as a chat
         ledger = cache_folder() / "responses.sqlite"
@@ -76,7 +80,7 @@ class LoopRoles:
                 f"{jax.process_count()}: bind the role to weights ('path')"
             )
 
-    def _check_own(self, name: str, config: RoleConfig) -> None:
+    def _check_own(self, name: str, config: RoleConfig, asked: bool) -> None:
         where = f"'config.roles.{name}'"
         if not config.weights or config != RoleConfig(weights=config.weights, chat=config.chat):
             raise UserError(
@@ -88,7 +92,7 @@ class LoopRoles:
                 f"{where}: 'weights' is '{config.weights}': write policy, base, or round:N"
             )
         alphabet = getattr(self._policy.tokenizer, "alphabet", ASCII)
-        if set(ASCII) - set(alphabet):
+        if asked and set(ASCII) - set(alphabet):
             raise UserError(
                 f"{where} is to be answered by the policy, which reads the characters of its task "
                 "alone: bind the role to a checkpoint ('path') or an address ('base_url' and "
@@ -136,9 +140,7 @@ class LoopRoles:
 
     def load(self, weights: Weights, mesh: Mesh, inputs: Mapping[str, Any]) -> dict[str, Role]:
         """Lays on the mesh what is not there yet, where it stays; the policy's own weights are."""
-        if self._loaded is None:
-            self._loaded = self._elsewhere.load(mesh, self._batch)
-        roles = dict(self._loaded)
+        roles = dict(self._there(mesh))
         own = {name: c for name, c in self._own.items() if f"role_{name}" in inputs}
         for name, config in own.items():
             chat = config.chat != "no" and self._policy.tokenizer.has_template
@@ -148,6 +150,26 @@ class LoopRoles:
             params = weights.load(inputs[f"role_{name}"])
             roles[name] = self._compiled[chat].with_params(params)
         return roles
+
+    def model(self, name: str) -> LocalModel | None:
+        """The checkpoint that a role is bound to; None: it is the loop's own weights."""
+        return None if name in self._own else self._elsewhere.model(name)
+
+    def params(self, name: str, weights: Weights, inputs: Mapping[str, Any]) -> Any:
+        """The parameters of a role that reads tokens; shared buffers, not to be donated.
+
+        Args:
+          weights: of the policy, where the loop's own are what is read with.
+        """
+        if name in self._own:
+            return weights.load(inputs[f"role_{name}"])
+        return self._there(weights.mesh)[name].params
+
+    def _there(self, mesh: Mesh) -> Mapping[str, Role]:
+        """The roles that are not the loop's own, laid on the mesh once."""
+        if self._loaded is None:
+            self._loaded = self._elsewhere.load(mesh, self._batch)
+        return self._loaded
 
 
 def _place(config: RoleConfig, known: int) -> int:

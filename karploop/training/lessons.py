@@ -89,8 +89,11 @@ def _episode(rows: Episodes, i: int, prompting: Prompting, row_length: int) -> T
         (prompt, rows.tokens[i]),
         row_length,
         rows.prompts[i],
-        by_token={"sampler": np.array(rows.logprobs[i], np.float32)},
-        by_text={"present": 1.0, "advantage": float(rows.advantage[i])},
+        by_token={
+            "sampler": np.array(rows.logprobs[i], np.float32),
+            "advantage": np.array(rows.advantages[i], np.float32),
+        },
+        by_text={"present": 1.0},
     )
 
 

@@ -6,7 +6,8 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,11 +17,12 @@ from karploop.config import RegimeConfig, TrainConfig
 from karploop.data.prompting import Prompting
 from karploop.errors import RunFailed
 from karploop.mesh import barrier, to_host
-from karploop.stages import StageContext
+from karploop.stages import Artifact, StageContext
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
 from karploop.training.lessons import RECORDS, Origin, origins, units, with_reference
 from karploop.training.mixture import mix
 from karploop.training.moments import restored, save_moments
+from karploop.training.objectives import DIVERGENCES
 from karploop.training.optimizer import learning_rate
 from karploop.training.packing import pack, stream
 from karploop.training.reference import logprobs_of
@@ -41,6 +43,7 @@ def train(
     prompting: Prompting,
     config: TrainConfig,
     regime: RegimeConfig,
+    teacher: Callable[[Mapping[str, Artifact]], Any] | None = None,
 ) -> None:
     """Minimises the trainer's objective; writes parameters, metrics by step, and how often each
     row was used.
@@ -49,6 +52,9 @@ def train(
     found there is trained further, and with `regime.optimizer=keep` the optimiser's state found
     there is, too. Trains on inputs['seed'] and inputs['kept_0'] … 'kept_r' (see `mix`), and is held
     to inputs['reference'] by objectives that have one.
+
+    Args:
+      teacher: from the inputs to a teacher's parameters, for objectives that compare with it.
 
     Raises:
       Diverged: the loss became NaN or infinite; names the step and the batch's rows.
@@ -77,6 +83,8 @@ def train(
         state = trainer.start(trainer.parts.begin(given, context.key))
         if given and regime.optimizer == "keep":
             state = restored(trainer, state, given)
+    # Behind what is trained, which gives up its buffers: the loop's own weights may teach.
+    taught = teacher(context.inputs) if objective.reads == DIVERGENCES else ()
     seen_N = np.zeros(len(learnt), np.int64)
     for _, rows in itertools.islice(batches, start):  # the same stream as before the interruption
         np.add.at(seen_N, rows, 1)
@@ -105,7 +113,7 @@ def train(
             batch, rows = next(batches)
             np.add.at(seen_N, rows, 1)
             rate = learning_rate(config.optimizer, step, config.steps)
-            state, metrics = trainer.step(state, batch, rate, frozen)
+            state, metrics = trainer.step(state, batch, rate, frozen, taught)
             note = settle()
             pending = (step, metrics, rows)
             progress.advance(1, tokens=int((batch.segments_BxL > 0).sum()), note=note)

@@ -15,7 +15,8 @@ from karploop.mesh import batch_sharding, put, replicated, to_host
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
 from karploop.models.weights import Weights
-from karploop.training.objectives import Objective, make_objective
+from karploop.training.distillation import Read, token_divergences
+from karploop.training.objectives import DIVERGENCES, Objective, make_objective
 from karploop.training.optimizer import make_optimizer
 from karploop.training.packing import Batch
 from karploop.training.parts import make_parts
@@ -35,21 +36,55 @@ class Metrics(NamedTuple):
     more: dict[str, jax.Array]  # of the objective; NaN where there was nothing to measure
 
 
-def target_logprobs(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target, and whether it is the most probable token; see
-    `token_logprobs`."""
+def read(model: Decoder, params: Any, batch: Batch) -> Read:
+    """A model's hidden states of a batch."""
     hidden_BxLxE, _ = model.apply(
         params, batch.tokens_BxL, packed_mask(batch.segments_BxL), batch.positions_BxL
     )
-    return token_logprobs(model, params, hidden_BxLxE, batch.targets_BxL, batch.weights_BxL > 0)
+    return Read(model, params, hidden_BxLxE)
+
+
+def target_logprobs(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target, and whether it is the most probable token; see
+    `token_logprobs`."""
+    given = read(model, params, batch)
+    return token_logprobs(*given, batch.targets_BxL, batch.weights_BxL > 0)
+
+
+def target_divergences(
+    model: Decoder, params: Any, batch: Batch, teacher: tuple[Decoder, Any], config: ObjectiveConfig
+) -> tuple[jax.Array, jax.Array]:
+    """How far the model is from the teacher before each target, and as in `target_logprobs`; see
+    `token_divergences`."""
+    return token_divergences(
+        read(model, params, batch),
+        read(*teacher, batch),
+        batch.targets_BxL,
+        batch.weights_BxL > 0,
+        divergence=config.divergence,
+        beta=config.beta,
+        temperature=config.temperature,
+    )
 
 
 def measure(
-    model: Decoder, objective: Objective, params: Any, batch: Batch
+    model: Decoder,
+    objective: Objective,
+    params: Any,
+    batch: Batch,
+    teacher: tuple[Decoder, Any] | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-    """The objective's loss; token accuracy, and what else the objective reports."""
-    logprobs_BxL, right_BxL = target_logprobs(model, params, batch)
-    loss, more = objective.loss(logprobs_BxL, batch)
+    """The objective's loss; token accuracy, and what else the objective reports.
+
+    Args:
+      teacher: its decoder and parameters, for objectives that read divergences from it.
+    """
+    if objective.reads == DIVERGENCES:
+        given = (model, params, batch, teacher, objective.config)
+        values_BxL, right_BxL = target_divergences(*given)
+    else:
+        values_BxL, right_BxL = target_logprobs(model, params, batch)
+    loss, more = objective.loss(values_BxL, batch)
     count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
     return loss, (jnp.sum(batch.weights_BxL, where=right_BxL) / count, more)
 
@@ -70,8 +105,14 @@ class Trainer:
         config: OptimizerConfig,
         lora: LoraConfig = _OFF,
         objective: Objective = _SFT,
+        teacher: Weights | None = None,
     ):
-        """Raises UserError: the model lacks a matrix that `lora` names."""
+        """Args:
+          teacher: its architecture on the same mesh, where the objective learns from one.
+
+        Raises:
+          UserError: the model lacks a matrix that `lora` names.
+        """
         self.weights, self.mesh, self.objective = weights, weights.mesh, objective
         self.parts = parts = make_parts(weights, lora)
         model, optimizer = weights.model, make_optimizer(config)
@@ -86,9 +127,13 @@ class Trainer:
             self.shardings,
         )
 
-        def step(state: TrainState, frozen: Any, batch: Batch, rate: jax.Array):
+        compared = teacher if objective.reads == DIVERGENCES else None
+
+        def step(state: TrainState, frozen: Any, taught: Any, batch: Batch, rate: jax.Array):
+            beside = (compared.model, taught) if compared else None
+
             def loss_of(trained):
-                return measure(model, objective, parts.assemble(trained, frozen), batch)
+                return measure(model, objective, parts.assemble(trained, frozen), batch, beside)
 
             (loss, (accuracy, more)), grads = jax.value_and_grad(loss_of, has_aux=True)(
                 state.params
@@ -99,36 +144,47 @@ class Trainer:
             metrics = Metrics(loss, accuracy, optax.tree.norm(grads), more)
             return TrainState(params, opt_state), metrics
 
+        given = (parts.frozen_shardings, compared.shardings if compared else ())
         self._step = jax.jit(
             step,
-            in_shardings=(self.shardings, parts.frozen_shardings, self._batch_shardings, whole),
+            in_shardings=(self.shardings, *given, self._batch_shardings, whole),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
         )
         self._init_opt = jax.jit(optimizer.init, out_shardings=opt_shardings)
-        self._logprobs = jax.jit(
-            lambda params, batch: target_logprobs(model, params, batch)[0],
-            in_shardings=(weights.shardings, self._batch_shardings),
-            out_shardings=whole,
-        )
+
+        def reader(of: Weights):
+            return jax.jit(
+                lambda params, batch: target_logprobs(of.model, params, batch)[0],
+                in_shardings=(of.shardings, self._batch_shardings),
+                out_shardings=whole,
+            )
+
+        self._logprobs = reader(weights)
+        self._teachers = reader(teacher) if teacher else None
 
     def start(self, trained: Any) -> TrainState:
         """Fresh optimiser state around what is trained, which the first step donates."""
         return TrainState(trained, self._init_opt(trained))
 
     def step(
-        self, state: TrainState, batch: Batch, rate: float, frozen: Any = ()
+        self, state: TrainState, batch: Batch, rate: float, frozen: Any = (), taught: Any = ()
     ) -> tuple[TrainState, Metrics]:
         """One update; `state` is donated. Returns before the device has finished.
 
         Args:
           frozen: as `parts.frozen` gives it; nothing where all parameters are trained.
+          taught: the teacher's parameters, where the objective reads divergences from it.
         """
-        return self._step(state, frozen, self._put(batch), jnp.float32(rate))
+        return self._step(state, frozen, taught, self._put(batch), jnp.float32(rate))
 
     def logprobs(self, params: Any, batch: Batch) -> np.ndarray:
         """What whole parameters say of a batch's targets, logprobs_BxL, as a step would see it."""
         return to_host(self._logprobs(params, self._put(batch)))
+
+    def teacher_logprobs(self, taught: Any, batch: Batch) -> np.ndarray:
+        """The same of the teacher, by its own decoder."""
+        return to_host(self._teachers(taught, self._put(batch)))
 
     def _put(self, batch: Batch) -> Batch:
         def laid(sharding: NamedSharding, part: Any) -> Any:
