@@ -13,6 +13,7 @@ gets table.md, table.csv and table.png.
 import pathlib
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
@@ -68,8 +69,6 @@ def study(
       UserError: settings that make no sense, or folders that cannot be written to.
     """
     from karploop import launch
-    from karploop.data.tasks import get_task
-    from karploop.data.tasks.zipf import Zipf
     from karploop.oversight import collapse_study
     from karploop.oversight.collapse_report import write
     from karploop.oversight.regression_collapse import Regression, measure
@@ -86,12 +85,7 @@ def study(
         for arm, of_arm in ARMS.items()
         for seed in range(seeds)
     }
-    task = get_task(configs["replace", 0].task.name)
-    if not isinstance(task, Zipf):
-        raise UserError(
-            f"task '{task.name}': tails are told of a language whose probabilities are known: set "
-            "'config.task.name' to a karploop.data.tasks.zipf.Zipf"
-        )
+    task = _checked(configs["replace", 0])
     for name, folder in {"workdir": workdir, "output": output}.items():
         if not is_local(folder):
             raise UserError(f"--{name}={folder}: wants a directory of this machine")
@@ -108,6 +102,24 @@ def study(
     language = collapse_study.study(Store(workdir), task, summaries)
     with writing(output, output):
         return write(pathlib.Path(output), regression, measure(regression), language)
+
+
+def _checked(config: Any) -> Any:
+    """The language of the runs. Raises UserError: there is none, or nothing is sampled of it."""
+    from karploop.data.tasks import get_task
+    from karploop.data.tasks.zipf import Zipf
+
+    task = get_task(config.task.name)
+    if not isinstance(task, Zipf):
+        raise UserError(
+            f"task '{task.name}': tails are those of a language whose probabilities are known: set "
+            "'config.task.name' to a karploop.data.tasks.zipf.Zipf"
+        )
+    if not config.evaluate.samples:
+        raise UserError(
+            "'config.evaluate.samples' is 0, and tails are told by samples: set it to at least 1"
+        )
+    return task
 
 
 def main(argv: list[str]) -> int:

@@ -99,7 +99,7 @@ def read_generations(store: Store, task: Zipf, summary: Mapping[str, Any]) -> li
         if nll is None or "samples" not in answers:
             raise UserError(
                 f"the run '{summary['run']}' has no samples of task '{task.name}' in round "
-                f"{entry['round']}: it wants 'config.evaluate.samples' of 1 or more"
+                f"{entry['round']}: run it again with 'config.evaluate.samples' of 1 or more"
             )
         documents = [task.answer(prompt) for prompt in answers["prompt"]]
         floor = np.mean([-task.log_probability(d) / (len(d) + 1) for d in documents])
