@@ -5,8 +5,8 @@
 
 Each round trains a new model on documents that the one before sampled. `experiments.collapse` runs
 this config under all regimes and seeds. Half a minute on 2 CPU cores. With the options above expect
-a held-out loss of about 2.87 nats a token for the base, which rises in every round; the language
-itself has 2.785.
+a held-out loss of about 2.89 nats a token for the base, which rises by about 0.2 in five rounds;
+the language itself has 2.785.
 """
 
 from ml_collections import ConfigDict
