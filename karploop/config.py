@@ -274,13 +274,15 @@ class RegimeConfig:
     """What each round trains on and starts from, and when the loop has had enough."""
 
     # accumulate: the kept rows of all rounds; replace: this round's alone (arXiv 2404.01413);
-    # budget: so many, drawn anew each round from those of all (arXiv 2410.16713).
+    # budget: so many, drawn anew each round from those of all (arXiv 2410.16713), the labelled
+    # among them where these count as any other.
     data: str = option("accumulate", choices=("accumulate", "replace", "budget"))
     budget: int = option(2048, low=1)
     # Of all draws, the share of labelled rows; 0: none where anything was kept; −1: such a row
     # counts as any other.
     seed_share: float = option(-1.0, low=-1.0, high=1.0)
-    start: str = option("continue", choices=("continue", "base"))  # parameters of each round
+    # Parameters that each round starts from; scratch: fresh ones, as a warm-up.
+    start: str = option("continue", choices=("continue", "base", "scratch"))
     optimizer: str = option("reset", choices=("reset", "keep"))  # its moments from round to round
     # The loop ends after so many rounds in which the mean held-out score did not rise by
     # `min_gain`; 0: never.
@@ -592,10 +594,28 @@ def _check_regime(config: Config) -> None:
             f"'config.regime.seed_share' of {regime.seed_share} and 'config.train.newest_share' of "
             f"{config.train.newest_share} are more than all draws: lower one"
         )
-    if regime.optimizer == "keep" and regime.start == "base":
+    if regime.optimizer == "keep" and regime.start != "continue":
         raise UserError(
             "'config.regime.optimizer=keep' goes on with the moments of the round before, and "
-            "'config.regime.start=base' with other parameters than its: leave it at reset"
+            f"'config.regime.start={regime.start}' with other parameters than its: leave it at "
+            "reset"
+        )
+    if regime.start == "scratch":
+        _check_scratch(config)
+
+
+def _check_scratch(config: Config) -> None:
+    """Rules of rounds that start from fresh parameters."""
+    asked = "'config.regime.start=scratch' trains fresh parameters each round, and"
+    if config.policy.path or config.train.lora.rank:
+        raise UserError(
+            f"{asked} a published model or an adapter ('config.roles.policy.path', "
+            "'config.train.lora.rank') is trained further: set it to base or continue"
+        )
+    if config.objective.name != "sft":
+        raise UserError(
+            f"{asked} 'config.objective.name={config.objective.name}' improves parameters that "
+            "sample: set it to base or continue"
         )
 
 

@@ -60,8 +60,8 @@ class Training(Shared):
         """Trains on what has been kept, from the parameters that the regime says; `history` as in
         `judge`, where a teacher is compared with."""
         regime, objective = self.config.regime, self.m.trainers["train"].objective
-        start = base if regime.start == "base" else params
-        inputs = {"params": start} | ({"seed": self.seed} if self._labelled else {})
+        starts = {"continue": {"params": params}, "base": {"params": base}, "scratch": {}}
+        inputs = starts[regime.start] | ({"seed": self.seed} if self._labelled else {})
         inputs |= {f"kept_{i}": artifact for i, artifact in enumerate(self._recent(kept))}
         if objective.reference:
             inputs["reference"] = self._reference(params, base)
