@@ -1,7 +1,8 @@
-"""What training minimises: from log-probabilities of a packed batch to a loss.
+"""What training minimises: from log-probabilities or rewards of a packed batch to a loss.
 
-An objective sees log-probabilities of targets and what the batch carries beside them, and nothing
-of the model. Which units it wants, and what each text must bring, is said beside its function.
+An objective sees log-probabilities of targets, or rewards of texts, and what the batch carries
+beside them, and nothing of the model. Which units it wants, and what each text must bring, is said
+beside its function.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from karploop.training.preference_losses import (
     orpo,
     simpo,
 )
+from karploop.training.reward import RewardMetrics, bradley_terry, metrics_of_rewards
 
 # What an objective learns from
 EXAMPLES, PAIRS, LABELS, EPISODES = "examples", "pairs", "labels", "episodes"
+LOGPROBS, REWARDS = "logprobs", "rewards"  # what it measures them by
 Measured = tuple[jax.Array, dict[str, jax.Array]]  # the loss, and means to report beside it
 
 
@@ -43,6 +46,9 @@ class Objective:
       reference: "" or what is to be known of each text by the reference: its sum over targets
         ("text") or each of them ("token").
       measures: names of what is reported beside the loss.
+      loss: from what the model is measured by and the batch.
+      reads: LOGPROBS, of each target (logprobs_BxL), or REWARDS, of each text by its place
+        (rewards_T), which are read at its last token.
     """
 
     config: ObjectiveConfig
@@ -50,6 +56,7 @@ class Objective:
     reference: str
     measures: tuple[str, ...]
     loss: Callable[[jax.Array, Batch], Measured]
+    reads: str = LOGPROBS
 
 
 def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
@@ -63,7 +70,9 @@ def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
         function = functools.partial(function, longest=longest)
         reference = "token" if config.kl else ""
         measures = tuple(name for name in measures if reference or name != _KL)
-    return Objective(config, lesson, reference, measures, functools.partial(function, config))
+    reads = REWARDS if config.name == "reward" else LOGPROBS
+    loss = functools.partial(function, config)
+    return Objective(config, lesson, reference, measures, loss, reads)
 
 
 def settings(config: ObjectiveConfig) -> dict[str, Any]:
@@ -167,9 +176,18 @@ def _policy_gradient(
     return loss, {name: value for name, value in found.items() if value is not None}
 
 
+def _reward(config: ObjectiveConfig, rewards_T: jax.Array, batch: Batch) -> Measured:
+    """The better text of a pair stands at an even place, the worse one behind it; `present` is the
+    pair's weight."""
+    given = rewards_T[::2], rewards_T[1::2], batch.by_text["present"][::2]
+    found = dict(zip(_OF_REWARDS, metrics_of_rewards(*given), strict=True))
+    return bradley_terry(*given, config.centring), found
+
+
 _OF_PAIRS = tuple(f"preference/{name}" for name in PreferenceMetrics._fields)
 _OF_LABELS = tuple(f"labels/{name}" for name in KtoMetrics._fields)
 _OF_EPISODES = tuple(f"policy/{name}" for name in PolicyMetrics._fields)
+_OF_REWARDS = tuple(f"reward/{name}" for name in RewardMetrics._fields)
 _KL = "policy/kl_reference"
 _OBJECTIVES = {
     "sft": (EXAMPLES, "", (), _sft),
@@ -179,6 +197,7 @@ _OBJECTIVES = {
     "orpo": (PAIRS, "", _OF_PAIRS, _preference),
     "kto": (LABELS, "text", _OF_LABELS, _kto),
     "policy_gradient": (EPISODES, "", _OF_EPISODES, _policy_gradient),
+    "reward": (PAIRS, "", _OF_REWARDS, _reward),
 }
 
 _KEYS = {
@@ -189,4 +208,5 @@ _KEYS = {
     "orpo": ("odds_weight",),
     "kto": ("beta", "desirable_weight", "undesirable_weight", "reference"),
     "policy_gradient": ("clip_low", "clip_high", "truncate", "aggregate"),
+    "reward": ("centring",),
 }
