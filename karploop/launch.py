@@ -26,6 +26,7 @@ from karploop.machinery import Machinery, prepare
 from karploop.mesh import any_process, is_main, main_first
 from karploop.models.weights import params_sha256
 from karploop.reporting.progress import Progress
+from karploop.roles.in_loop import check_reward_models
 from karploop.run_directory import RunDirectory
 from karploop.schema import to_dict
 from karploop.stages import Stages, Stopped
@@ -57,6 +58,7 @@ def join_cluster(coordinator: str | None, processes: int | None, process: int | 
 def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool = False) -> int:
     """Runs `config` in `workdir`; returns the process's exit code."""
     started = time.time()
+    check_reward_models([config] * config.rounds)
     machinery = prepare(config)
     if dry_run:
         if is_main():

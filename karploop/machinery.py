@@ -97,6 +97,7 @@ def prepare(config: Config) -> Machinery:
         config.model.dtype,
         chat=config.prompt.chat,
         job=_job(config),
+        prompting=policy.prompting,
     )
     if seats:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
@@ -153,6 +154,8 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
         if stage == "train" and config.objective.name == "policy_gradient":
             # What was sampled is learnt behind what it was sampled from.
             needed, what = policy.longest - 1, "prompt with its completion"
+        if stage == "train" and config.objective.name == "reward":
+            needed += 1  # the stop token is read, too
         row_length = getattr(getattr(config, stage), "row_length", needed)
         if row_length < needed:
             raise UserError(

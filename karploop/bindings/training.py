@@ -17,7 +17,7 @@ from karploop.records import EXAMPLES_FILE
 from karploop.stages import Artifact
 from karploop.training.experience import experience
 from karploop.training.lessons import RECORDS
-from karploop.training.objectives import EPISODES, EXAMPLES, LABELS
+from karploop.training.objectives import EPISODES, EXAMPLES, LABELS, REWARDS
 from karploop.training.objectives import settings as objective_settings
 from karploop.training.train import train
 
@@ -53,7 +53,8 @@ class Training(Shared):
         base: Artifact,
         kept: list[Artifact],
     ) -> Artifact:
-        """Trains on what has been kept, from the parameters that the regime says."""
+        """Trains on what has been kept, from the parameters that the regime says: the policy, or a
+        reward model (stage `reward`)."""
         regime, objective = self.config.regime, self.m.trainers["train"].objective
         start = base if regime.start == "base" else params
         inputs = {"params": start} | ({"seed": self.seed} if self._labelled else {})
@@ -64,7 +65,13 @@ class Training(Shared):
         if regime.data == "budget":
             decides["budget"] = regime.budget
         more = {"regime": decides, "objective": objective_settings(self.config.objective)}
-        return self._train("train", self.config.train, index, member, inputs, more)
+        name = "reward" if self.rewards else "train"
+        return self._train(name, self.config.train, index, member, inputs, more)
+
+    @property
+    def rewards(self) -> bool:
+        """Whether a reward model is trained, and the policy stays as it is."""
+        return self.m.trainers["train"].objective.reads == REWARDS
 
     @property
     def _labelled(self) -> bool:
@@ -77,10 +84,10 @@ class Training(Shared):
     def _train(self, name, config: TrainConfig, index, member, inputs, more=None) -> Artifact:
         function = functools.partial(
             train,
-            trainer=self.m.trainers[name],
+            trainer=self.m.trainers["warmup" if name == "warmup" else "train"],
             prompting=self.m.policy.prompting,
             config=config,
-            regime=self.config.regime if name == "train" else RegimeConfig(),
+            regime=RegimeConfig() if name == "warmup" else self.config.regime,
         )
         settings = asdict(config) | (more or {})
         del settings["checkpoint_every"]  # how often a stage saves does not change what it learns
@@ -171,12 +178,18 @@ class Training(Shared):
 
     def anything_to_train_on(self, kept: list[Artifact]) -> bool:
         """Whether there are labelled rows, or rows of the rounds that the regime takes."""
-        file = RECORDS[self.m.trainers["train"].objective.lesson][1]
-        known = [artifact.table(file).num_rows for artifact in self._recent(kept)]
+        known = [artifact.table(self._file).num_rows for artifact in self._recent(kept)]
         return any(known) or (self._labelled and self.seed.table(EXAMPLES_FILE).num_rows > 0)
 
+    @property
+    def _file(self) -> str:
+        """What the objective learns from."""
+        return RECORDS[self.m.trainers["train"].objective.lesson][1]
+
     def _recent(self, kept: list[Artifact]) -> list[Artifact]:
-        return kept[-1:] if self.config.regime.data == "replace" else kept
+        """Of the rounds that the regime takes; a round may have kept for another objective."""
+        known = [artifact for artifact in kept if self._file in artifact.manifest.files]
+        return known[-1:] if self.config.regime.data == "replace" else known
 
     def kept_nothing(self, selection: Artifact) -> str:
         """Why there is nothing to learn: the filter's doing, or the objective's."""

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError
 
 from karploop.asking import Asked, spoken
+from karploop.data.prompting import Prompting
 from karploop.errors import UserError
 from karploop.files import file_sha256
 from karploop.judging.reward_model import Reply, RewardModel
@@ -65,6 +66,21 @@ class Spelling:
             text = prompt if isinstance(prompt, str) else spoken(prompt)
             start = self._tokenizer.encode_prompt(text)
         return [*start, *self._tokenizer.encode(completion), self._end]
+
+    def too_long(self, tokens: Sequence[int]) -> str:
+        return no_room(tokens, self._room)
+
+
+class AsTrained:
+    """How a reward model of the loop reads: what its training rows were."""
+
+    def __init__(self, prompting: Prompting, room: int):
+        self._prompting, self._room = prompting, room
+
+    def tokens(self, prompt: Asked, completion: str) -> list[int]:
+        """Raises UserError: the chat template refuses the prompt."""
+        start, end = self._prompting.example(prompt, completion)
+        return [*start, *end]
 
     def too_long(self, tokens: Sequence[int]) -> str:
         return no_room(tokens, self._room)
