@@ -210,11 +210,11 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Comparisons whose better reply names a fox first, and one that no row has room for."""
+    """Comparisons whose better reply ends with a fox, and one that no row has room for."""
     rng, rows = np.random.default_rng(0), []
-    for i in range(80):
+    for i in range(160):
         rest = " ".join(rng.choice(["quick", "12", "world", "?"], rng.integers(1, 4)))
-        pair = {"chosen": f"fox {rest}", "rejected": f"dog {rest}"}
+        pair = {"chosen": f"{rest} fox", "rejected": f"{rest} dog"}
         rows.append({"prompt": f"q{i // 2}"} | pair)
     rows.append({"prompt": "long", "chosen": "a" * 90, "rejected": "b"})
     path = tmp_path_factory.mktemp("comparisons") / "in.jsonl"
@@ -223,7 +223,7 @@ def source(tmp_path_factory):
 
 
 def tuning(checkpoint, kind="lora", **more) -> RewardConfig:
-    given = {"roles.base.path": checkpoint, "tune": kind, "held_out": "0.3", "train.epochs": "24"}
+    given = {"roles.base.path": checkpoint, "tune": kind, "held_out": "0.3", "train.epochs": "12"}
     given |= {"train.row_length": "64", "train.optimizer.learning_rate": "0.01"}
     if kind == "lora":
         given |= {"train.lora.rank": "4"}
@@ -256,7 +256,7 @@ def test_what_is_tuned_is_written_beside_the_head_and_judges(folders, checkpoint
     assert card["training"]["loss"] < 0.5
     judge = load_reward(str(folder), make_mesh(MeshConfig(data=1)), batch=5)
     assert judge.identity()["tuned"] == card["tuned"]
-    replies = [("q1", f"{word} quick") for word in ("fox", "dog")]
+    replies = [("q1", f"quick {word}") for word in ("fox", "dog")]
     one, two = judge.scores(replies)
     assert one.score > 0.6 > 0.4 > two.score, "the rewards of training are 0 in the mean"
     # The head says this of what was tuned, and not of the checkpoint as it was.
