@@ -102,7 +102,8 @@ class RoleConfig:
     # A policy without is trained from scratch.
     path: str = ""
     # In a loop, other roles than the policy: its weights of now (policy), before the first round
-    # (base), or after one (round:3; until then, the newest there are).
+    # (base), or after one (round:3; until then, the newest there are); or those of the newest
+    # reward model that the loop has trained (reward).
     weights: str = ""
     # auto: where there is a template; behind an address, always but for probabilities.
     chat: str = option("auto", choices=("auto", "yes", "no"))
@@ -226,9 +227,11 @@ class ObjectiveConfig:
 
     # sft: imitate what was kept; dpo, ipo, simpo, orpo: prefer the better of a pair; kto: make the
     # good likelier and the bad less so; policy_gradient: make samples likelier by their advantage;
-    # gkd: say what the role `teacher` says next, on the rows that sft imitates.
+    # gkd: say what the role `teacher` says next, on the rows that sft imitates; reward: give the
+    # better of a pair the larger reward, which trains no policy but a judge.
     name: str = option(
-        "sft", choices=("sft", "gkd", "dpo", "ipo", "simpo", "orpo", "kto", "policy_gradient")
+        "sft",
+        choices=("sft", "gkd", "dpo", "ipo", "simpo", "orpo", "kto", "policy_gradient", "reward"),
     )
     weighting: str = option("token", choices=("token", "example"))  # sft, gkd: what counts the same
     # gkd: KL(teacher ‖ student), KL(student ‖ teacher), or the generalised Jensen–Shannon one. The
@@ -243,6 +246,7 @@ class ObjectiveConfig:
     odds_weight: float = option(0.1, low=0.0)  # orpo
     desirable_weight: float = option(1.0, low=0.0)  # kto
     undesirable_weight: float = option(1.0, low=0.0)  # kto
+    centring: float = option(0.01, low=0.0)  # reward: as of RewardConfig
     # What is not to be left (dpo, ipo, kto, policy_gradient): the base, or the round's first
     # parameters.
     reference: str = option("base", choices=("base", "round"))
@@ -497,6 +501,18 @@ class JudgingConfig:
 
 
 @dataclass(frozen=True)
+class TuningConfig:
+    """How a reward model learns with more than its head."""
+
+    epochs: int = option(1, low=1)  # how often it sees each comparison
+    rows: int = option(8, low=1)  # packed rows a step
+    # Tokens a row; comparisons with a longer text are not used.
+    row_length: int = option(512, low=4)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    lora: LoraConfig = LoraConfig(rank=16)  # tune=lora
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """A reward model from the comparisons of a file."""
 
@@ -506,8 +522,12 @@ class RewardConfig:
     # What counts the same: each prompt, however many comparisons it has, or each comparison.
     equal: str = option("prompts", choices=("prompts", "comparisons"))
     centring: float = option(0.01, low=0.0)  # of (chosen + rejected)², which holds rewards near 0
-    l2: float = option(1.0, low=0.0)  # 1: by the prior, rewards have a standard deviation of 1
-    steps: int = option(500, low=1)  # of gradient descent on the head
+    # What learns: a head on the frozen checkpoint, an adapter with it, or all parameters.
+    tune: str = option("head", choices=("head", "lora", "full"))
+    # head: at 1, by the prior, rewards have a standard deviation of 1.
+    l2: float = option(1.0, low=0.0)
+    steps: int = option(500, low=1)  # head: of gradient descent
+    train: TuningConfig = TuningConfig()  # lora, full
     batch: int = option(8, low=1)  # replies on the device at a time
     dtype: str = option("float32", choices=("float32", "bfloat16"))
 
@@ -556,12 +576,7 @@ def _check_consistency(config: Config) -> None:
         )
     for stage in ("warmup", "train"):
         train: TrainConfig = getattr(config, stage)
-        optimizer = train.optimizer
-        if optimizer.warmup + optimizer.decay > 1:
-            raise UserError(
-                f"'config.{stage}.optimizer': warmup {optimizer.warmup} and decay "
-                f"{optimizer.decay} together exceed the whole schedule (1.0)"
-            )
+        check_schedule(train.optimizer, f"config.{stage}.optimizer")
         # A published model's context is not known here.
         if train.row_length > config.model.max_length and not config.policy.path:
             raise UserError(
@@ -662,6 +677,11 @@ def _check_objective(config: Config) -> None:
             f"'config.regime.seed_share' is a share of labelled rows, which are imitated, and "
             f"{name} imitates none: leave it at −1"
         )
+    if wanted.name == "reward" and config.regime.optimizer == "keep":
+        raise UserError(
+            f"'config.regime.optimizer=keep' goes on with the moments of the round before, and "
+            f"with {name} each round trains another model, from the policy: leave it at reset"
+        )
     alone = wanted.name == "kto" or wanted.taught or pairs_labelled(config)
     if config.generate.samples < 2 and not alone:
         raise UserError(
@@ -731,6 +751,35 @@ def _votes(config: Config) -> bool:
     if config.judge.name == "ensemble":
         names += [member.strip().partition("*")[0] for member in config.judge.members.split(",")]
     return "vote" in names
+
+
+def check_schedule(optimizer: OptimizerConfig, where: str) -> None:
+    """Raises UserError unless warm-up and decay fit into a stage."""
+    if optimizer.warmup + optimizer.decay > 1:
+        raise UserError(
+            f"'{where}': warmup {optimizer.warmup} and decay {optimizer.decay} together exceed the "
+            "whole schedule (1.0)"
+        )
+
+
+def check_reward(config: RewardConfig) -> None:
+    """Raises UserError: keys that are not read by what is to be trained, or cannot be together."""
+    default = RewardConfig()
+    unread, reader = ("l2", "steps"), "head ('config.train.epochs' is of lora and full)"
+    if config.tune == "head":
+        unread, reader = ("train",), "lora or full"
+    for name in unread:
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(
+                f"'config.{name}' is not read with 'config.tune={config.tune}': leave it alone, or "
+                f"set 'config.tune' to {reader}"
+            )
+    if config.tune == "lora" and not config.train.lora.rank:
+        raise UserError(
+            "'config.train.lora.rank' is 0, and 'config.tune=lora' trains an adapter: set it to at "
+            "least 1, or 'config.tune' to full"
+        )
+    check_schedule(config.train.optimizer, "config.train.optimizer")
 
 
 def check_lora(lora: LoraConfig, model: ModelConfig, where: str = "lora") -> None:

@@ -39,17 +39,18 @@ def run(
     after_round(finished)
     params, scores = base, [mean_exact_match(finished.evals)]
     history = [base[0]]  # the first member's parameters, for roles that are bound to them
+    rewards: list[Artifact] = []  # reward models, for roles that are bound to the newest
     kept: list[Artifact] = []
     newest = curriculum.first(config)
     for index in range(config.rounds):
         loop, config = whole.at(index), machinery.at(index).config
-        done, unfit = loop.fitness(index, history)
+        done, unfit = loop.fitness(index, history, rewards)
         if unfit:
             after_round(loop.finish(index, done, params[0], base[0], unfit))
             break
         prompts = loop.prompts(index, newest)
         samples = {m: loop.generate(index, m, prompts, params[m], history) for m in params}
-        verdicts = loop.judge(index, samples, history)
+        verdicts = loop.judge(index, samples, history, rewards)
         selection = loop.filter(index, samples, verdicts)
         done |= {"prompts": prompts, "filter": selection} | by_member("generate", samples)
         if verdicts:
@@ -72,6 +73,11 @@ def run(
                 history.append(params[0])
                 continue
         kept.append(lesson)
+        if loop.rewards:  # the policy stays as it is
+            rewards.append(loop.train(index, 0, params[0], base[0], kept, history))
+            history.append(params[0])
+            after_round(loop.finish(index, done | {"reward": rewards[-1]}, params[0], base[0]))
+            continue
         newest = loop.next_difficulty(newest, samples, selection)
         params = {m: loop.train(index, m, params[m], base[m], kept, history) for m in params}
         history.append(params[0])

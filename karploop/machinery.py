@@ -32,9 +32,9 @@ from karploop.manifest import digest
 from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
 from karploop.models.weights import Weights
-from karploop.phases import by_phase, told_of
+from karploop.phases import by_phase, in_round, told_of
 from karploop.policy import Policy, make_policy
-from karploop.roles.in_loop import LoopRoles
+from karploop.roles.in_loop import LoopRoles, check_reward_models
 from karploop.sampling.sampler import Sampler
 from karploop.schema import flatten, to_dict
 from karploop.training.objectives import make_objective
@@ -67,8 +67,7 @@ class Machinery:
 
     def at(self, index: int) -> Machinery:
         """What serves a round."""
-        begun = [start for start in self.later if start <= index]
-        return self.later[max(begun)] if begun else self
+        return in_round(self.phases, index)
 
     @property
     def phases(self) -> dict[int, Machinery]:
@@ -128,6 +127,7 @@ def prepare(config: Config) -> Machinery:
         with told_of(start):
             _check_rows(of_phase, policy, mesh)
     roles = _roles(configs, deciding, policy, mesh)
+    check_reward_models([in_round(configs, index) for index in range(config.rounds)])
     role = policy.role
     source = functools.partial(load_params, role.checkpoint) if role else None
     weights = Weights(policy.config, policy.vocabulary, mesh, source)
@@ -177,6 +177,7 @@ def _roles(
         config.model.dtype,
         chat=config.prompt.chat,
         job=_job(config),
+        prompting=policy.prompting,
         readers=(TEACHER,) if any(c.objective.taught for c in configs.values()) else (),
     )
     if asked:
@@ -218,6 +219,8 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
         if stage == "train" and config.objective.name == "policy_gradient":
             # What was sampled is learnt behind what it was sampled from.
             needed, what = policy.longest - 1, "prompt with its completion"
+        if stage == "train" and config.objective.name == "reward":
+            needed += 1  # the stop token is read, too
         row_length = getattr(getattr(config, stage), "row_length", needed)
         if row_length < needed:
             raise UserError(

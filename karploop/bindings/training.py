@@ -19,7 +19,7 @@ from karploop.records import EXAMPLES_FILE
 from karploop.stages import Artifact
 from karploop.training.experience import experience
 from karploop.training.lessons import RECORDS
-from karploop.training.objectives import DIVERGENCES, EPISODES, EXAMPLES, LABELS
+from karploop.training.objectives import DIVERGENCES, EPISODES, EXAMPLES, LABELS, REWARDS
 from karploop.training.objectives import settings as objective_settings
 from karploop.training.teaching import teach
 from karploop.training.train import train
@@ -57,8 +57,8 @@ class Training(Shared):
         kept: list[Artifact],
         history: list[Artifact],
     ) -> Artifact:
-        """Trains on what has been kept, from the parameters that the regime says; `history` as in
-        `judge`, where a teacher is compared with."""
+        """Trains on what has been kept, from the parameters that the regime says: the policy, or a
+        reward model (stage `reward`); `history` as in `judge`, where a teacher is compared with."""
         regime, objective = self.config.regime, self.m.trainers["train"].objective
         starts = {"continue": {"params": params}, "base": {"params": base}, "scratch": {}}
         inputs = starts[regime.start] | ({"seed": self.seed} if self._labelled else {})
@@ -72,7 +72,13 @@ class Training(Shared):
         if objective.reads == DIVERGENCES:
             taught, inputs_of_teacher = self._teacher([*history[:-1], params])
             more, inputs = more | taught, inputs | inputs_of_teacher
-        return self._train("train", self.config.train, index, member, inputs, more)
+        name = "reward" if self.rewards else "train"
+        return self._train(name, self.config.train, index, member, inputs, more)
+
+    @property
+    def rewards(self) -> bool:
+        """Whether a reward model is trained, and the policy stays as it is."""
+        return self.m.trainers["train"].objective.reads == REWARDS
 
     def _teacher(self, history: list[Artifact]) -> tuple[dict[str, Any], dict[str, Artifact]]:
         """What decides what the role `teacher` says: settings, and the loop's own weights."""
@@ -94,10 +100,10 @@ class Training(Shared):
     def _train(self, name, config: TrainConfig, index, member, inputs, more=None) -> Artifact:
         function = functools.partial(
             train,
-            trainer=self.m.trainers[name],
+            trainer=self.m.trainers["warmup" if name == "warmup" else "train"],
             prompting=self.m.policy.prompting,
             config=config,
-            regime=self.config.regime if name == "train" else RegimeConfig(),
+            regime=RegimeConfig() if name == "warmup" else self.config.regime,
             teacher=self._load_teacher,
         )
         settings = asdict(config) | (more or {})
@@ -217,15 +223,18 @@ class Training(Shared):
 
     def anything_to_train_on(self, kept: list[Artifact]) -> bool:
         """Whether there are labelled rows, or rows of the rounds that the regime takes."""
-        file = RECORDS[self.m.trainers["train"].objective.lesson][1]
-        known = [artifact.table(file).num_rows for artifact in self._recent(kept)]
+        known = [artifact.table(self._file).num_rows for artifact in self._recent(kept)]
         return any(known) or (self._labelled and self.seed.table(EXAMPLES_FILE).num_rows > 0)
+
+    @property
+    def _file(self) -> str:
+        """What the objective learns from."""
+        return RECORDS[self.m.trainers["train"].objective.lesson][1]
 
     def _recent(self, kept: list[Artifact]) -> list[Artifact]:
         """The rounds that the regime takes, of those whose phase learnt from the same kind."""
-        file = RECORDS[self.m.trainers["train"].objective.lesson][1]
-        kept = [artifact for artifact in kept if file in artifact.manifest.files]
-        return kept[-1:] if self.config.regime.data == "replace" else kept
+        known = [artifact for artifact in kept if self._file in artifact.manifest.files]
+        return known[-1:] if self.config.regime.data == "replace" else known
 
     def kept_nothing(self, selection: Artifact) -> str:
         """Why there is nothing to learn: the filter's doing, or the objective's."""

@@ -1,8 +1,8 @@
 """What training minimises: from what is measured of a packed batch to a loss.
 
 An objective sees one number of each target, its log-probability or how far the model is from a
-teacher there, and what the batch carries beside them, and nothing of the model. Which units it
-wants, and what each text must bring, is said beside its function.
+teacher there, or the reward of each text, and what the batch carries beside them, and nothing of
+the model. Which units it wants, and what each text must bring, is said beside its function.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from karploop.training.preference_losses import (
     orpo,
     simpo,
 )
+from karploop.training.reward import RewardMetrics, bradley_terry, metrics_of_rewards
 from karploop.training.weighting import weighted_mean
 
 # What an objective learns from
 EXAMPLES, PAIRS, LABELS, EPISODES = "examples", "pairs", "labels", "episodes"
-# What it is told of each target
-LOGPROBS, DIVERGENCES = "logprobs", "divergences"
+# What it is told: a number of each target, or of each text
+LOGPROBS, DIVERGENCES, REWARDS = "logprobs", "divergences", "rewards"
 Measured = tuple[jax.Array, dict[str, jax.Array]]  # the loss, and means to report beside it
 
 
@@ -47,6 +48,9 @@ class Objective:
       reference: "" or what is to be known of each text by the reference: its sum over targets
         ("text") or each of them ("token").
       measures: names of what is reported beside the loss.
+      loss: from what the model is measured by and the batch.
+      reads: LOGPROBS, of each target (logprobs_BxL), or REWARDS, of each text by its place
+        (rewards_T), which are read at its last token.
     """
 
     config: ObjectiveConfig
@@ -69,7 +73,7 @@ def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
         reference = "token" if config.kl else ""
         unknown = {_KL: not reference, _KL_TEACHER: not config.taught}
         measures = tuple(name for name in measures if not unknown.get(name))
-    reads = DIVERGENCES if config.name == "gkd" else LOGPROBS
+    reads = {"gkd": DIVERGENCES, "reward": REWARDS}.get(config.name, LOGPROBS)
     loss = functools.partial(function, config)
     return Objective(config, lesson, reference, measures, loss, reads)
 
@@ -190,10 +194,19 @@ def _policy_gradient(
     return loss, {name: value for name, value in found.items() if value is not None}
 
 
+def _reward(config: ObjectiveConfig, rewards_T: jax.Array, batch: Batch) -> Measured:
+    """The better text of a pair stands at an even place, the worse one behind it; `present` is the
+    pair's weight."""
+    given = rewards_T[::2], rewards_T[1::2], batch.by_text["present"][::2]
+    found = dict(zip(_OF_REWARDS, metrics_of_rewards(*given), strict=True))
+    return bradley_terry(*given, config.centring), found
+
+
 _OF_PAIRS = tuple(f"preference/{name}" for name in PreferenceMetrics._fields)
 _OF_LABELS = tuple(f"labels/{name}" for name in KtoMetrics._fields)
 _KL, _KL_TEACHER = "policy/kl_reference", "policy/kl_teacher"
 _OF_EPISODES = (*(f"policy/{name}" for name in PolicyMetrics._fields), _KL_TEACHER)
+_OF_REWARDS = tuple(f"reward/{name}" for name in RewardMetrics._fields)
 _OBJECTIVES = {
     "sft": (EXAMPLES, "", (), _sft),
     "gkd": (EXAMPLES, "", (), _gkd),
@@ -203,6 +216,7 @@ _OBJECTIVES = {
     "orpo": (PAIRS, "", _OF_PAIRS, _preference),
     "kto": (LABELS, "text", _OF_LABELS, _kto),
     "policy_gradient": (EPISODES, "", _OF_EPISODES, _policy_gradient),
+    "reward": (PAIRS, "", _OF_REWARDS, _reward),
 }
 
 _KEYS = {
@@ -214,4 +228,5 @@ _KEYS = {
     "orpo": ("odds_weight",),
     "kto": ("beta", "desirable_weight", "undesirable_weight", "reference"),
     "policy_gradient": ("clip_low", "clip_high", "truncate", "aggregate"),
+    "reward": ("centring",),
 }

@@ -74,6 +74,15 @@ def checked(
     return Tokenized(np.array([*start, *end], np.int32), len(start), **more)
 
 
+def ending(tokens: Sequence[int], row_length: int, text: str, **more) -> Tokenized:
+    """A text that is read to its last token, and learnt from at that one alone.
+
+    What stands there as the target is the token itself, and means nothing. Raises UserError: no row
+    can hold it.
+    """
+    return checked((tokens, tokens[-1:]), row_length, text, **more)
+
+
 def stream(weights_N: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
     """Endless indices of units, drawn in proportion to their weights.
 

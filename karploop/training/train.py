@@ -1,4 +1,5 @@
-"""The training stages: `warmup` on labelled rows from scratch, `train` on what has been kept."""
+"""The training stages: `warmup` on labelled rows from scratch, `train` on what has been kept, and
+`reward`, a reward model on pairs."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,16 +18,18 @@ from karploop.config import RegimeConfig, TrainConfig
 from karploop.data.prompting import Prompting
 from karploop.errors import RunFailed
 from karploop.mesh import barrier, to_host
+from karploop.models.reward_head import HEAD
 from karploop.stages import Artifact, StageContext
+from karploop.training.centred import centred_head
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
 from karploop.training.lessons import RECORDS, Origin, origins, units, with_reference
 from karploop.training.mixture import mix
 from karploop.training.moments import restored, save_moments
-from karploop.training.objectives import DIVERGENCES
+from karploop.training.objectives import DIVERGENCES, REWARDS
 from karploop.training.optimizer import learning_rate
-from karploop.training.packing import pack, stream
+from karploop.training.packing import Unit, pack, stream
 from karploop.training.reference import logprobs_of
-from karploop.training.trainer import Metrics, Trainer
+from karploop.training.trainer import Metrics, Trainer, TrainState
 
 STEPS_FILE, ROWS_FILE = "steps.parquet", "rows.parquet"
 _COLUMNS = ("step", "loss", "accuracy", "grad_norm", "learning_rate", "tokens")
@@ -46,7 +49,7 @@ def train(
     teacher: Callable[[Mapping[str, Artifact]], Any] | None = None,
 ) -> None:
     """Minimises the trainer's objective; writes parameters, metrics by step, and how often each
-    row was used.
+    row was used; of an objective of rewards also the head, under which their mean is 0.
 
     Starts from inputs['params'], or from fresh parameters where there is no such input; an adapter
     found there is trained further, and with `regime.optimizer=keep` the optimiser's state found
@@ -70,21 +73,65 @@ def train(
         found = logprobs_of(learnt, functools.partial(trainer.logprobs, params), config)
         learnt = with_reference(learnt, found, objective.reference)
         del params
-    order = stream(mixture.weights_N, context.numpy_rng)
-    batches = pack(learnt, order, config.rows, config.row_length)
-    checkpoints = open_checkpoints(context.partial, context.say)
     given = context.inputs.get("params")
-    found = checkpoints.restore(trainer.abstract)
     frozen = trainer.parts.frozen(given)
-    if found:
-        start, state, log = found[0], found[1], list(found[2])
-    else:
-        start, log = 0, []
+
+    def begin() -> TrainState:
         state = trainer.start(trainer.parts.begin(given, context.key))
         if given and regime.optimizer == "keep":
             state = restored(trainer, state, given)
+        return state
+
+    lesson = Lesson(learnt, texts, mixture.weights_N)
+    load = functools.partial(teacher, context.inputs) if objective.reads == DIVERGENCES else None
+    state, log, seen_N = descend(context, trainer, lesson, config, frozen, begin, load)
+    trainer.parts.save(state.params, given, context.directory)
+    if objective.reads == REWARDS:
+        head = centred_head(trainer, state.params, frozen, learnt, mixture.weights_N, config)
+        head.save(context.directory / HEAD)
+    if regime.optimizer == "keep":
+        save_moments(state.opt_state, context.directory)
+    names, columns = [*_COLUMNS, *objective.measures], np.array(log).T
+    context.write_table(STEPS_FILE, pa.table(dict(zip(names, columns, strict=True))))
+    context.write_table(ROWS_FILE, _usage(texts, seen_N))
+
+
+class Lesson(NamedTuple):
+    """What a stage learns from."""
+
+    units: Sequence[Unit]
+    origins: Sequence[tuple[Origin, ...]]  # of each unit's texts
+    weights_N: np.ndarray  # how often each unit is drawn, relative to the others
+
+
+def descend(
+    context: StageContext,
+    trainer: Trainer,
+    lesson: Lesson,
+    config: TrainConfig,
+    frozen: Any,
+    begin: Callable[[], TrainState],
+    teacher: Callable[[], Any] | None = None,
+) -> tuple[TrainState, list[list[float]], np.ndarray]:
+    """The steps of a stage, from its newest checkpoint on where it has one, else from `begin`.
+
+    Returns the last state, a row of metrics for each step, and how often each unit was used.
+
+    Raises:
+      Diverged, Stopped: see `train`.
+    """
+    learnt, texts, weights_N = lesson
+    objective = trainer.objective
+    order = stream(weights_N, context.numpy_rng)
+    batches = pack(learnt, order, config.rows, config.row_length)
+    checkpoints = open_checkpoints(context.partial, context.say)
+    found = checkpoints.restore(trainer.abstract)
+    if found:
+        start, state, log = found[0], found[1], list(found[2])
+    else:
+        start, log, state = 0, [], begin()
     # Behind what is trained, which gives up its buffers: the loop's own weights may teach.
-    taught = teacher(context.inputs) if objective.reads == DIVERGENCES else ()
+    taught = teacher() if teacher else ()
     seen_N = np.zeros(len(learnt), np.int64)
     for _, rows in itertools.islice(batches, start):  # the same stream as before the interruption
         np.add.at(seen_N, rows, 1)
@@ -126,12 +173,7 @@ def train(
     checkpoints.wait()
     checkpoints.close()
     barrier("training finished")
-    trainer.parts.save(state.params, given, context.directory)
-    if regime.optimizer == "keep":
-        save_moments(state.opt_state, context.directory)
-    names, columns = [*_COLUMNS, *objective.measures], np.array(log).T
-    context.write_table(STEPS_FILE, pa.table(dict(zip(names, columns, strict=True))))
-    context.write_table(ROWS_FILE, _usage(texts, seen_N))
+    return state, log, seen_N
 
 
 def _stop_if_asked(context: StageContext, checkpoints: Checkpoints | RemoteCheckpoints) -> None:

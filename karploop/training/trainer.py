@@ -16,10 +16,10 @@ from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
 from karploop.models.weights import Weights
 from karploop.training.distillation import Read, token_divergences
-from karploop.training.objectives import DIVERGENCES, Objective, make_objective
+from karploop.training.objectives import DIVERGENCES, REWARDS, Objective, make_objective
 from karploop.training.optimizer import make_optimizer
 from karploop.training.packing import Batch
-from karploop.training.parts import make_parts
+from karploop.training.parts import HEAD, make_parts, without_head
 
 
 class TrainState(NamedTuple):
@@ -31,7 +31,8 @@ class Metrics(NamedTuple):
     """Of one step, over its batch."""
 
     loss: jax.Array  # of the objective; supervised, mean negative log-likelihood, nats a token
-    accuracy: jax.Array  # weighted share of targets whose most probable prediction is right
+    # Weighted share of targets whose most probable prediction is right; of rewards, as there.
+    accuracy: jax.Array
     grad_norm: jax.Array  # global norm before clipping
     more: dict[str, jax.Array]  # of the objective; NaN where there was nothing to measure
 
@@ -67,6 +68,25 @@ def target_divergences(
     )
 
 
+def text_rewards(model: Decoder, params: Any, batch: Batch) -> jax.Array:
+    """The reward of each of a batch's texts, rewards_T by place; 0 where there is none.
+
+    A text's one target stands at its last token, and its reward is the product of the hidden state
+    there with the head. All positions have that product and one of them is taken, for one vector is
+    less work than to move hidden states. No token is predicted.
+    """
+    mask_BxLxL = packed_mask(batch.segments_BxL)
+    hidden_BxLxE, _ = model.apply(
+        without_head(params), batch.tokens_BxL, mask_BxLxL, batch.positions_BxL
+    )
+    # A sum of products in float32, which no accelerator rounds as it does a matrix product.
+    head_1x1xE = params[HEAD]["weights"][None, None]
+    rewards_BxL = jnp.sum(hidden_BxLxE.astype(jnp.float32) * head_1x1xE, axis=-1)
+    taken_BxL = jnp.where(batch.weights_BxL > 0, rewards_BxL, 0.0)
+    count = len(batch.by_text["present"])
+    return jax.ops.segment_sum(taken_BxL.ravel(), batch.places_BxL.ravel(), count)
+
+
 def measure(
     model: Decoder,
     objective: Objective,
@@ -74,11 +94,14 @@ def measure(
     batch: Batch,
     teacher: tuple[Decoder, Any] | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-    """The objective's loss; token accuracy, and what else the objective reports.
+    """The objective's loss; accuracy, and what else the objective reports.
 
     Args:
       teacher: its decoder and parameters, for objectives that read divergences from it.
     """
+    if objective.reads == REWARDS:
+        loss, more = objective.loss(text_rewards(model, params, batch), batch)
+        return loss, (more["reward/accuracy"], more)
     if objective.reads == DIVERGENCES:
         given = (model, params, batch, teacher, objective.config)
         values_BxL, right_BxL = target_divergences(*given)
@@ -114,7 +137,7 @@ class Trainer:
           UserError: the model lacks a matrix that `lora` names.
         """
         self.weights, self.mesh, self.objective = weights, weights.mesh, objective
-        self.parts = parts = make_parts(weights, lora)
+        self.parts = parts = make_parts(weights, lora, head=objective.reads == REWARDS)
         model, optimizer = weights.model, make_optimizer(config)
         whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
         self._batch_shardings = Batch(*([rows] * 6), by_token=rows, by_text=whole)
@@ -162,6 +185,13 @@ class Trainer:
 
         self._logprobs = reader(weights)
         self._teachers = reader(teacher) if teacher else None
+        self._rewards = jax.jit(
+            lambda trained, frozen, batch: text_rewards(
+                model, parts.assemble(trained, frozen), batch
+            ),
+            in_shardings=(parts.shardings, parts.frozen_shardings, self._batch_shardings),
+            out_shardings=whole,
+        )
 
     def start(self, trained: Any) -> TrainState:
         """Fresh optimiser state around what is trained, which the first step donates."""
@@ -185,6 +215,10 @@ class Trainer:
     def teacher_logprobs(self, taught: Any, batch: Batch) -> np.ndarray:
         """The same of the teacher, by its own decoder."""
         return to_host(self._teachers(taught, self._put(batch)))
+
+    def rewards(self, trained: Any, batch: Batch, frozen: Any = ()) -> np.ndarray:
+        """What is trained, with a head, makes of a batch's texts: rewards_T, by place."""
+        return to_host(self._rewards(trained, frozen, self._put(batch)))
 
     def _put(self, batch: Batch) -> Batch:
         def laid(sharding: NamedSharding, part: Any) -> Any:
