@@ -141,7 +141,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon under a warm-up, stable, decay schedule (fractions of the stage's steps)."""
+    """AdamW or Muon under a warm-up, stable, decay schedule (fractions of the stage's length)."""
 
     name: str = option("adamw", choices=("adamw", "muon"))
     learning_rate: float = option(1e-3, low=0.0)  # peak
@@ -190,8 +190,15 @@ class TrainConfig:
     """One training stage: supervised fine-tuning on packed rows."""
 
     steps: int = option(300, low=1)
+    # In place of steps, 0: off. The stage ends with the step in which this many tokens have been
+    # read (prompts too, padding not), or with this many passes over its data.
+    tokens: int = option(0, low=0)
+    epochs: float = option(0.0, low=0.0)
     rows: int = option(8, low=1)  # packed rows a step
     row_length: int = option(128, low=4)  # tokens a row
+    # Parts that a step's rows are taken in, one after the other, for less memory: the update is
+    # that of all rows at once.
+    accumulation: int = option(1, low=1)
     # union: every row of the accumulated data is drawn equally often; by_difficulty: difficulties
     # are drawn in proportion to their value, whatever the number of their rows.
     mixing: str = option("union", choices=("union", "by_difficulty"))
@@ -525,6 +532,11 @@ def _check_consistency(config: Config) -> None:
             raise UserError(
                 f"'config.{stage}.optimizer': warmup {optimizer.warmup} and decay "
                 f"{optimizer.decay} together exceed the whole schedule (1.0)"
+            )
+        if train.tokens and train.epochs:
+            raise UserError(
+                f"'config.{stage}.tokens' is {train.tokens} and 'config.{stage}.epochs' "
+                f"{train.epochs:g}: a stage has one length, set one of them to 0"
             )
         # A published model's context is not known here.
         if train.row_length > config.model.max_length and not config.policy.path:

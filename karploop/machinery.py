@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from karploop.chains.definition import Chain
 from karploop.chains.library import get_chain
 from karploop.chains.rendering import load_templates
-from karploop.config import MODELS, TALLIES, Config, ObjectiveConfig, changes_results
+from karploop.config import MODELS, TALLIES, Config, ObjectiveConfig, TrainConfig, changes_results
 from karploop.curriculum import hardest
 from karploop.data.tasks import Task, get_task
 from karploop.errors import UserError
@@ -148,7 +148,7 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
     stages = ("train",) if policy.role else ("warmup", "train")
     for where in ("generate.batch", "evaluate.batch", *(f"{stage}.rows" for stage in stages)):
         stage, name = where.split(".")
-        check_batch(getattr(getattr(config, stage), name), mesh, f"config.{where}")
+        _check_batch(config, stage, name, mesh)
         needed, what = policy.row_length, "example"
         if stage == "train" and config.objective.name == "policy_gradient":
             # What was sampled is learnt behind what it was sampled from.
@@ -166,18 +166,32 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
             )
 
 
+def _check_batch(config: Config, stage: str, name: str, mesh: Mesh) -> None:
+    """Raises UserError unless what is computed at a time divides over the mesh."""
+    where, settings = f"config.{stage}.{name}", getattr(config, stage)
+    size, parts = getattr(settings, name), getattr(settings, "accumulation", 1)
+    if size % parts:
+        raise UserError(
+            f"'{where}' is {size}, which 'config.{stage}.accumulation' of {parts} does not divide: "
+            f"use a multiple of {parts}"
+        )
+    each = f"{where} / accumulation" if parts > 1 else where
+    check_batch(size // parts, mesh, each)
+
+
 def _trainers(config: Config, weights: Weights, policy: Policy) -> dict[str, Trainer]:
     """One compiled step for both training stages unless they differ in what is compiled."""
     made: dict[Any, Trainer] = {}
     trainers = {}
     for name, wanted in (("warmup", ObjectiveConfig()), ("train", config.objective)):
-        optimizer, lora = getattr(config, name).optimizer, getattr(config, name).lora
+        train: TrainConfig = getattr(config, name)
+        optimizer, lora, accumulation = train.optimizer, train.lora, train.accumulation
         objective = make_objective(wanted, policy.completion_length + 1)
         static = (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon)
         static += (optimizer.weight_decay, optimizer.clip_norm, optimizer.muon_scale)
         static += (lora,) if lora.rank else ()
-        static += (wanted,)
+        static += (wanted, accumulation)
         if static not in made:
-            made[static] = Trainer(weights, optimizer, lora, objective)
+            made[static] = Trainer(weights, optimizer, lora, objective, accumulation)
         trainers[name] = made[static]
     return trainers

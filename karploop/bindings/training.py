@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict
+from typing import Any
 
 from karploop.bindings.shared import BASE, Shared, inputs_of
 from karploop.config import RegimeConfig, TrainConfig
@@ -82,10 +83,7 @@ class Training(Shared):
             config=config,
             regime=self.config.regime if name == "train" else RegimeConfig(),
         )
-        settings = asdict(config) | (more or {})
-        del settings["checkpoint_every"]  # how often a stage saves does not change what it learns
-        if not config.lora.rank:
-            del settings["lora"]  # its other keys are without effect
+        settings = _deciding(config) | (more or {})
         return self._run(
             name,
             function,
@@ -183,3 +181,17 @@ class Training(Shared):
         if selection.table(EXAMPLES_FILE).num_rows == 0:
             return f"the filter '{self.config.filter.name}' kept nothing"
         return f"the objective '{self.config.objective.name}' found nothing to compare"
+
+
+def _deciding(config: TrainConfig) -> dict[str, Any]:
+    """The settings on which what is learnt depends; not how often it is saved, nor what is off."""
+    settings = asdict(config)
+    del settings["checkpoint_every"]
+    off = {
+        "lora": not config.lora.rank,
+        "accumulation": config.accumulation == 1,
+        "steps": config.tokens or config.epochs,
+        "tokens": not config.tokens,
+        "epochs": not config.epochs,
+    }
+    return {name: value for name, value in settings.items() if not off.get(name)}

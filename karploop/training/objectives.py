@@ -43,6 +43,8 @@ class Objective:
       reference: "" or what is to be known of each text by the reference: its sum over targets
         ("text") or each of them ("token").
       measures: names of what is reported beside the loss.
+      count: of a batch, what its loss is a mean over, such as the number of its pairs; None where
+        the loss is not the mean of something that each text has by itself.
     """
 
     config: ObjectiveConfig
@@ -50,6 +52,7 @@ class Objective:
     reference: str
     measures: tuple[str, ...]
     loss: Callable[[jax.Array, Batch], Measured]
+    count: Callable[[Batch], jax.Array] | None = None
 
 
 def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
@@ -63,7 +66,9 @@ def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
         function = functools.partial(function, longest=longest)
         reference = "token" if config.kl else ""
         measures = tuple(name for name in measures if reference or name != _KL)
-    return Objective(config, lesson, reference, measures, functools.partial(function, config))
+    count = functools.partial(_COUNTS[lesson], config) if lesson in _COUNTS else None
+    loss = functools.partial(function, config)
+    return Objective(config, lesson, reference, measures, loss, count)
 
 
 def settings(config: ObjectiveConfig) -> dict[str, Any]:
@@ -167,6 +172,20 @@ def _policy_gradient(
     return loss, {name: value for name, value in found.items() if value is not None}
 
 
+def _count_targets(config: ObjectiveConfig, batch: Batch) -> jax.Array:
+    return batch.weights_BxL.sum()
+
+
+def _count_pairs(config: ObjectiveConfig, batch: Batch) -> jax.Array:
+    return batch.by_text["present"][::2].sum()
+
+
+def _count_episodes(config: ObjectiveConfig, batch: Batch) -> jax.Array:
+    if config.aggregate == "token":
+        return (batch.weights_BxL > 0).sum()
+    return batch.by_text["present"].sum()
+
+
 _OF_PAIRS = tuple(f"preference/{name}" for name in PreferenceMetrics._fields)
 _OF_LABELS = tuple(f"labels/{name}" for name in KtoMetrics._fields)
 _OF_EPISODES = tuple(f"policy/{name}" for name in PolicyMetrics._fields)
@@ -180,6 +199,9 @@ _OBJECTIVES = {
     "kto": (LABELS, "text", _OF_LABELS, _kto),
     "policy_gradient": (EPISODES, "", _OF_EPISODES, _policy_gradient),
 }
+
+# Labels have none: what each is worth depends on the batch's reference point.
+_COUNTS = {EXAMPLES: _count_targets, PAIRS: _count_pairs, EPISODES: _count_episodes}
 
 _KEYS = {
     "sft": ("weighting",),

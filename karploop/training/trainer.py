@@ -15,6 +15,7 @@ from karploop.mesh import batch_sharding, put, replicated, to_host
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
 from karploop.models.weights import Weights
+from karploop.training.accumulation import Read, accumulated, joined, split
 from karploop.training.objectives import Objective, make_objective
 from karploop.training.optimizer import make_optimizer
 from karploop.training.packing import Batch
@@ -48,10 +49,23 @@ def measure(
     model: Decoder, objective: Objective, params: Any, batch: Batch
 ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
     """The objective's loss; token accuracy, and what else the objective reports."""
-    logprobs_BxL, right_BxL = target_logprobs(model, params, batch)
+    return judged(objective, *target_logprobs(model, params, batch), batch)
+
+
+def judged(objective: Objective, logprobs_BxL: jax.Array, right_BxL: jax.Array, batch: Batch):
+    """What `measure` gives, of targets that have been read."""
     loss, more = objective.loss(logprobs_BxL, batch)
     count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
     return loss, (jnp.sum(batch.weights_BxL, where=right_BxL) / count, more)
+
+
+def differentiate(read: Read, objective: Objective, trained: Any, batch: Batch, accumulation: int):
+    """What `measure` gives, and its gradient by `trained`; arguments as in `accumulated`."""
+    if accumulation == 1:
+        measured = lambda trained: judged(objective, *read(trained, batch), batch)  # noqa: E731
+        return jax.value_and_grad(measured, has_aux=True)(trained)
+    grads, found = accumulated(read, objective, trained, batch)
+    return judged(objective, *found, joined(batch)), grads
 
 
 _OFF, _SFT = LoraConfig(), make_objective(ObjectiveConfig(), longest=1)
@@ -70,13 +84,20 @@ class Trainer:
         config: OptimizerConfig,
         lora: LoraConfig = _OFF,
         objective: Objective = _SFT,
+        accumulation: int = 1,
     ):
-        """Raises UserError: the model lacks a matrix that `lora` names."""
+        """`accumulation`: parts in which a step takes its batch, which was packed in as many.
+
+        Raises UserError: the model lacks a matrix that `lora` names.
+        """
         self.weights, self.mesh, self.objective = weights, weights.mesh, objective
         self.parts = parts = make_parts(weights, lora)
         model, optimizer = weights.model, make_optimizer(config)
         whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
+        self._accumulation = accumulation
         self._batch_shardings = Batch(*([rows] * 6), by_token=rows, by_text=whole)
+        split_rows = batch_sharding(self.mesh, axis=1) if accumulation > 1 else rows
+        self._step_shardings = Batch(*([split_rows] * 6), by_token=split_rows, by_text=whole)
         abstract = jax.eval_shape(optimizer.init, parts.abstract)
         opt_shardings = _follow(abstract, parts.shardings, whole)
         self.shardings = TrainState(parts.shardings, opt_shardings)
@@ -87,11 +108,11 @@ class Trainer:
         )
 
         def step(state: TrainState, frozen: Any, batch: Batch, rate: jax.Array):
-            def loss_of(trained):
-                return measure(model, objective, parts.assemble(trained, frozen), batch)
+            def read(trained, rows):
+                return target_logprobs(model, parts.assemble(trained, frozen), rows)
 
-            (loss, (accuracy, more)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params
+            (loss, (accuracy, more)), grads = differentiate(
+                read, objective, state.params, batch, accumulation
             )
             with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and rates
                 updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -101,7 +122,7 @@ class Trainer:
 
         self._step = jax.jit(
             step,
-            in_shardings=(self.shardings, parts.frozen_shardings, self._batch_shardings, whole),
+            in_shardings=(self.shardings, parts.frozen_shardings, self._step_shardings, whole),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
         )
@@ -124,17 +145,20 @@ class Trainer:
         Args:
           frozen: as `parts.frozen` gives it; nothing where all parameters are trained.
         """
-        return self._step(state, frozen, self._put(batch), jnp.float32(rate))
+        if self._accumulation > 1:
+            batch = split(batch, self._accumulation)
+        return self._step(state, frozen, _put(batch, self._step_shardings), jnp.float32(rate))
 
     def logprobs(self, params: Any, batch: Batch) -> np.ndarray:
         """What whole parameters say of a batch's targets, logprobs_BxL, as a step would see it."""
-        return to_host(self._logprobs(params, self._put(batch)))
+        return to_host(self._logprobs(params, _put(batch, self._batch_shardings)))
 
-    def _put(self, batch: Batch) -> Batch:
-        def laid(sharding: NamedSharding, part: Any) -> Any:
-            return jax.tree.map(lambda array: put(array, sharding), part)
 
-        return Batch(*map(laid, self._batch_shardings, batch))
+def _put(batch: Batch, shardings: Batch) -> Batch:
+    def laid(sharding: NamedSharding, part: Any) -> Any:
+        return jax.tree.map(lambda array: put(array, sharding), part)
+
+    return Batch(*map(laid, shardings, batch))
 
 
 def _follow(opt_state: Any, shardings: Any, otherwise: NamedSharding) -> Any:
