@@ -266,7 +266,7 @@ class RegimeConfig:
     seed_share: float = option(-1.0, low=-1.0, high=1.0)
     start: str = option("continue", choices=("continue", "base"))  # parameters of each round
     optimizer: str = option("reset", choices=("reset", "keep"))  # its moments from round to round
-    # The loop ends after so many rounds in which the mean held-out score did not rise by
+    # The loop ends after so many measured rounds in which the mean held-out score did not rise by
     # `min_gain`; 0: never.
     patience: int = option(0, low=0)
     min_gain: float = option(0.0, low=0.0)
@@ -292,6 +292,9 @@ class GenerateConfig:
 
     prompts: int = option(2048, low=1)
     samples: int = option(1, low=1)  # completions a prompt
+    # Difficulties of the rounds: one step further at a time; further the better the last went; all
+    # up to `max_difficulty` from the first on.
+    curriculum: str = option("step", choices=("step", "accelerated", "all"))
     difficulty_step: int = option(1, low=0)  # 0 keeps sampling up to the seed difficulty
     max_difficulty: int = option(0, low=0)  # where the curriculum ends; 0: nowhere
     spread: int = option(1, low=1)  # difficulties a round: the newest and those just below it
@@ -397,6 +400,8 @@ class NoiseConfig:
 class EvaluateConfig:
     """Held-out measurement, by difficulty."""
 
+    # Rounds from one measurement to the next; the base and the last round are always measured.
+    every: int = option(1, low=1)
     problems: int = option(128, low=1)  # at most, for each difficulty
     samples: int = option(0, low=0)  # a problem, for pass@1 and pass@samples; 0: greedy alone
     temperature: float = option(1.0, low=0.0)  # of those samples
@@ -544,6 +549,7 @@ def _check_consistency(config: Config) -> None:
                 f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
                 f"'config.model.max_length' of {config.model.max_length}"
             )
+    _check_curriculum(config)
     _check_regime(config)
     _check_objective(config)
     _check_filter(config.filter)
@@ -555,6 +561,24 @@ def _check_consistency(config: Config) -> None:
         )
     for stage in ("warmup", "train"):
         check_lora(getattr(config, stage).lora, config.model, f"config.{stage}.lora")
+
+
+def _check_curriculum(config: Config) -> None:
+    """Rules of how hard problems get."""
+    generate, seen = config.generate, config.task.seed_difficulty
+    if generate.curriculum == "step":
+        return
+    name = f"'config.generate.curriculum={generate.curriculum}'"
+    if generate.max_difficulty <= seen or not generate.difficulty_step:
+        raise UserError(
+            f"{name} goes beyond the labelled problems: set 'config.generate.max_difficulty' above "
+            f"'config.task.seed_difficulty' of {seen}, and 'difficulty_step' to 1 or more"
+        )
+    if generate.curriculum == "accelerated" and not generate.advance:
+        raise UserError(
+            f"{name} unlocks difficulties of which enough was kept, and of 'advance' at 0 any "
+            "share is enough: set 'config.generate.advance' to 0.9, say"
+        )
 
 
 def _check_regime(config: Config) -> None:

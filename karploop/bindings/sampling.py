@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from karploop.bindings.shared import ROLES, Shared, home_of, inputs_of
 from karploop.chains.rendering import load_templates, read_text
-from karploop.curriculum import following, window
+from karploop.curriculum import Reach, following, window
 from karploop.data.sources import round_prompts
 from karploop.records import SELECTION_FILE, Samples, Selection
 from karploop.sampling.by_chain import generate_by_chain
@@ -18,8 +18,8 @@ from karploop.stages import Artifact
 class Sampling(Shared):
     """Stages of prompts and samples."""
 
-    def prompts(self, index: int, newest: int) -> Artifact:
-        difficulties = window(self.config, newest)
+    def prompts(self, index: int, reach: Reach) -> Artifact:
+        difficulties = window(self.config, reach)
         count = self.config.generate.prompts
         shown = list(self.m.policy.prompting.shown)
         return self._run(
@@ -49,7 +49,8 @@ class Sampling(Shared):
     ) -> Artifact:
         """Samples of one member; `history` as in `judge`, where a chain asks other roles."""
         settings = asdict(self.config.generate)
-        for name in ("prompts", "difficulty_step", "max_difficulty", "spread", "advance"):
+        curriculum = ("curriculum", "difficulty_step", "max_difficulty", "spread", "advance")
+        for name in ("prompts", *curriculum):
             del settings[name]  # in the prompts already
         for name in ("batch", "fused_steps"):
             del settings[name]  # without effect on the samples
@@ -92,10 +93,8 @@ class Sampling(Shared):
             more=(*ROLES, "karploop.chains.library", *home_of(self.config.generate.chain)),
         )
 
-    def next_difficulty(
-        self, newest: int, samples: dict[int, Artifact], selection: Artifact
-    ) -> int:
-        """The next round's newest difficulty, by what this round kept."""
+    def next_reach(self, reach: Reach, samples: dict[int, Artifact], selection: Artifact) -> Reach:
+        """The difficulties of the next round, by what this round kept."""
         rows = Samples.gather(inputs_of(samples))
         kept_S = Selection.from_table(selection.table(SELECTION_FILE)).kept_S
-        return following(self.config, newest, rows.difficulty_S, kept_S)
+        return following(self.config, reach, rows.difficulty_S, kept_S)

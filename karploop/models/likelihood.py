@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from karploop.models.decoder import Decoder
+from karploop.models.if_wanted import if_wanted
 
 CHUNK = 1 << 24  # most logits held at once, in numbers: 64 MiB in float32
 
@@ -42,9 +43,6 @@ def token_logprobs(
         logprobs_BxC = picked_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
         return logprobs_BxC, jnp.argmax(logits_BxCxV, axis=-1).astype(jnp.int32) == targets_BxC
 
-    def skip(hidden_BxCxE, targets_BxC):
-        return jnp.zeros(targets_BxC.shape, jnp.float32), jnp.zeros(targets_BxC.shape, bool)
-
     if at_once >= length:
         logprobs_BxL, best_BxL = look(hidden_BxLxE, targets_BxL)
         return jnp.where(wanted_BxL, logprobs_BxL, 0.0), best_BxL & wanted_BxL
@@ -64,10 +62,9 @@ def token_logprobs(
         ordered_BxL = jnp.moveaxis(x_NxBxC, 0, 1).reshape(batch, chunks * at_once)
         return jnp.take_along_axis(ordered_BxL, place_BxL, axis=1)
 
-    @jax.checkpoint
     def step(part):
         hidden_BxCxE, targets_BxC, wanted_BxC = part
-        found = jax.lax.cond(jnp.any(wanted_BxC), look, skip, hidden_BxCxE, targets_BxC)
+        found = if_wanted(look, jnp.any(wanted_BxC), hidden_BxCxE, targets_BxC)
         return jnp.where(wanted_BxC, found[0], 0.0), found[1] & wanted_BxC
 
     logprobs, best = jax.lax.map(step, tuple(map(split, (hidden_BxLxE, targets_BxL, wanted_BxL))))

@@ -92,8 +92,9 @@ class Trainer:
         """
         self.weights, self.mesh, self.objective = weights, weights.mesh, objective
         self.parts = parts = make_parts(weights, lora)
-        model, optimizer = weights.model, make_optimizer(config)
         whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
+        model = weights.model.clone(rows=rows if self.mesh.size > 1 else None)
+        optimizer = make_optimizer(config)
         self._accumulation = accumulation
         self._batch_shardings = Batch(*([rows] * 6), by_token=rows, by_text=whole)
         split_rows = batch_sharding(self.mesh, axis=1) if accumulation > 1 else rows
