@@ -146,7 +146,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon under a warm-up, stable, decay schedule (fractions of the stage's steps)."""
+    """AdamW or Muon under a warm-up, stable, decay schedule (fractions of the stage's length)."""
 
     name: str = option("adamw", choices=("adamw", "muon"))
     learning_rate: float = option(1e-3, low=0.0)  # peak
@@ -195,8 +195,15 @@ class TrainConfig:
     """One training stage: supervised fine-tuning on packed rows."""
 
     steps: int = option(300, low=1)
+    # In place of steps, 0: off. The stage ends with the step in which this many tokens have been
+    # read (prompts too, padding not), or with this many passes over its data.
+    tokens: int = option(0, low=0)
+    epochs: float = option(0.0, low=0.0)
     rows: int = option(8, low=1)  # packed rows a step
     row_length: int = option(128, low=4)  # tokens a row
+    # Parts that a step's rows are taken in, one after the other, for less memory: the update is
+    # that of all rows at once.
+    accumulation: int = option(1, low=1)
     # union: every row of the accumulated data is drawn equally often; by_difficulty: difficulties
     # are drawn in proportion to their value, whatever the number of their rows.
     mixing: str = option("union", choices=("union", "by_difficulty"))
@@ -288,7 +295,7 @@ class RegimeConfig:
     # Parameters that each round starts from; scratch: fresh ones, as a warm-up.
     start: str = option("continue", choices=("continue", "base", "scratch"))
     optimizer: str = option("reset", choices=("reset", "keep"))  # its moments from round to round
-    # The loop ends after so many rounds in which the mean held-out score did not rise by
+    # The loop ends after so many measured rounds in which the mean held-out score did not rise by
     # `min_gain`; 0: never.
     patience: int = option(0, low=0)
     min_gain: float = option(0.0, low=0.0)
@@ -316,6 +323,9 @@ class GenerateConfig:
     problems: str = option("new", choices=("new", "labelled"))
     prompts: int = option(2048, low=1)
     samples: int = option(1, low=1)  # completions a prompt
+    # Difficulties of the rounds: one step further at a time; further the better the last went; all
+    # up to `max_difficulty` from the first on.
+    curriculum: str = option("step", choices=("step", "accelerated", "all"))
     difficulty_step: int = option(1, low=0)  # 0 keeps sampling up to the seed difficulty
     max_difficulty: int = option(0, low=0)  # where the curriculum ends; 0: nowhere
     spread: int = option(1, low=1)  # difficulties a round: the newest and those just below it
@@ -422,6 +432,8 @@ class NoiseConfig:
 class EvaluateConfig:
     """Held-out measurement, by difficulty."""
 
+    # Rounds from one measurement to the next; the base and the last round are always measured.
+    every: int = option(1, low=1)
     problems: int = option(128, low=1)  # at most, for each difficulty
     samples: int = option(0, low=0)  # a problem, for pass@1 and pass@samples; 0: greedy alone
     temperature: float = option(1.0, low=0.0)  # of those samples
@@ -577,12 +589,18 @@ def _check_consistency(config: Config) -> None:
     for stage in ("warmup", "train"):
         train: TrainConfig = getattr(config, stage)
         check_schedule(train.optimizer, f"config.{stage}.optimizer")
+        if train.tokens and train.epochs:
+            raise UserError(
+                f"'config.{stage}.tokens' is {train.tokens} and 'config.{stage}.epochs' "
+                f"{train.epochs:g}: a stage has one length, set one of them to 0"
+            )
         # A published model's context is not known here.
         if train.row_length > config.model.max_length and not config.policy.path:
             raise UserError(
                 f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
                 f"'config.model.max_length' of {config.model.max_length}"
             )
+    _check_curriculum(config)
     _check_regime(config)
     _check_labelled(config)
     _check_objective(config)
@@ -595,6 +613,24 @@ def _check_consistency(config: Config) -> None:
         )
     for stage in ("warmup", "train"):
         check_lora(getattr(config, stage).lora, config.model, f"config.{stage}.lora")
+
+
+def _check_curriculum(config: Config) -> None:
+    """Rules of how hard problems get."""
+    generate, seen = config.generate, config.task.seed_difficulty
+    if generate.curriculum == "step":
+        return
+    name = f"'config.generate.curriculum={generate.curriculum}'"
+    if generate.max_difficulty <= seen or not generate.difficulty_step:
+        raise UserError(
+            f"{name} goes beyond the labelled problems: set 'config.generate.max_difficulty' above "
+            f"'config.task.seed_difficulty' of {seen}, and 'difficulty_step' to 1 or more"
+        )
+    if generate.curriculum == "accelerated" and not generate.advance:
+        raise UserError(
+            f"{name} unlocks difficulties of which enough was kept, and of 'advance' at 0 any "
+            "share is enough: set 'config.generate.advance' to 0.9, say"
+        )
 
 
 def _check_regime(config: Config) -> None:

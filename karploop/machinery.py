@@ -214,7 +214,7 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
     stages = ("train",) if policy.role else ("warmup", "train")
     for where in ("generate.batch", "evaluate.batch", *(f"{stage}.rows" for stage in stages)):
         stage, name = where.split(".")
-        check_batch(getattr(getattr(config, stage), name), mesh, f"config.{where}")
+        _check_batch(config, stage, name, mesh)
         needed, what = policy.row_length, "example"
         if stage == "train" and config.objective.name == "policy_gradient":
             # What was sampled is learnt behind what it was sampled from.
@@ -232,6 +232,19 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
                 f"'config.{stage}.row_length' is {row_length}, longer than the model's context of "
                 f"{policy.config.max_length}: lower it"
             )
+
+
+def _check_batch(config: Config, stage: str, name: str, mesh: Mesh) -> None:
+    """Raises UserError unless what is computed at a time divides over the mesh."""
+    where, settings = f"config.{stage}.{name}", getattr(config, stage)
+    size, parts = getattr(settings, name), getattr(settings, "accumulation", 1)
+    if size % parts:
+        raise UserError(
+            f"'{where}' is {size}, which 'config.{stage}.accumulation' of {parts} does not divide: "
+            f"use a multiple of {parts}"
+        )
+    each = f"{where} / accumulation" if parts > 1 else where
+    check_batch(size // parts, mesh, each)
 
 
 def _teacher(
@@ -276,15 +289,16 @@ def _trainers(
     made: dict[Any, Trainer] = {}
 
     def trainer(train: TrainConfig, wanted: ObjectiveConfig) -> Trainer:
-        optimizer, lora = train.optimizer, train.lora
+        optimizer, lora, accumulation = train.optimizer, train.lora, train.accumulation
         objective = make_objective(wanted, policy.completion_length + 1)
         static = (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon)
         static += (optimizer.weight_decay, optimizer.clip_norm, optimizer.muon_scale)
         static += (lora,) if lora.rank else ()
-        static += (wanted,)
+        static += (wanted, accumulation)
         if static not in made:
             taught_by = teacher if wanted.taught else None
-            made[static] = Trainer(weights, optimizer, lora, objective, taught_by)
+            given = (weights, optimizer, lora, objective, taught_by)
+            made[static] = Trainer(*given, accumulation=accumulation)
         return made[static]
 
     return {

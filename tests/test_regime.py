@@ -9,9 +9,12 @@ from finished_runs import config, start
 from hypothesis import given
 from hypothesis import strategies as st
 
+from karploop.catalogue import Run
 from karploop.config import RegimeConfig, TrainConfig
 from karploop.errors import UserError
 from karploop.loop import plateau
+from karploop.reporting.comparison import metric_value
+from karploop.retention import Policy, _chosen_rounds
 from karploop.training.mixture import draw_weights
 
 
@@ -110,6 +113,24 @@ def test_a_plateau_ends_the_loop(tmp_path):
     rounds = json.loads((tmp_path / "runs/r/summary.json").read_text())["rounds"]
     assert [r["round"] for r in rounds] == [-1, 0]
     assert "has not risen by more than 1 in 1 rounds" in rounds[-1]["stopped"]
+
+
+def test_every_so_many_rounds_are_measured_and_the_last(tmp_path):
+    """What looks at a run copes: patience, garbage collection, table and picture."""
+    start(tmp_path, "plain", "r", evaluate__every="2", rounds="3", regime__patience="2")
+    summary = json.loads((tmp_path / "runs/r/summary.json").read_text())
+    rounds = summary["rounds"]
+    measured = [r["round"] for r in rounds if r["evals"]]
+    assert measured == [-1, 1, 2]
+    assert [r["round"] for r in rounds if "evaluate" in r["stages"]] == measured
+    assert "has not risen" in rounds[-1]["stopped"] or not rounds[-1].get("stopped")
+    table = (tmp_path / "runs/r/accuracy.txt").read_text()
+    assert [line.split()[0] for line in table.splitlines()[-3:]] == ["base", "1", "2"]
+    assert (tmp_path / "runs/r/accuracy.png").is_file()
+    assert metric_value(summary, "reverse_addition/*/exact_match@0") is None
+    assert metric_value(summary, "reverse_addition/*/exact_match") is not None
+    run = Run("r", {"retention": {"last": 1, "best": 3}}, summary)
+    assert set(_chosen_rounds(run, Policy())) == {-1, 1, 2}, "of those measured the best"
 
 
 @pytest.mark.parametrize(

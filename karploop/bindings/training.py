@@ -106,10 +106,7 @@ class Training(Shared):
             regime=RegimeConfig() if name == "warmup" else self.config.regime,
             teacher=self._load_teacher,
         )
-        settings = asdict(config) | (more or {})
-        del settings["checkpoint_every"]  # how often a stage saves does not change what it learns
-        if not config.lora.rank:
-            del settings["lora"]  # its other keys are without effect
+        settings = _deciding(config) | (more or {})
         return self._run(
             name,
             function,
@@ -241,3 +238,17 @@ class Training(Shared):
         if selection.table(EXAMPLES_FILE).num_rows == 0:
             return f"the filter '{self.config.filter.name}' kept nothing"
         return f"the objective '{self.config.objective.name}' found nothing to compare"
+
+
+def _deciding(config: TrainConfig) -> dict[str, Any]:
+    """The settings on which what is learnt depends; not how often it is saved, nor what is off."""
+    settings = asdict(config)
+    del settings["checkpoint_every"]
+    off = {
+        "lora": not config.lora.rank,
+        "accumulation": config.accumulation == 1,
+        "steps": config.tokens or config.epochs,
+        "tokens": not config.tokens,
+        "epochs": not config.epochs,
+    }
+    return {name: value for name, value in settings.items() if not off.get(name)}

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from karploop.models.decoder import Decoder
+from karploop.models.if_wanted import if_wanted
 
 CHUNK = 1 << 24  # most logits held at once, in numbers: 64 MiB in float32
 
@@ -64,9 +65,6 @@ def by_chunks(
     def only_wanted(found, wanted_BxC):
         return tuple(jnp.where(wanted_BxC, x_BxC, jnp.zeros((), x_BxC.dtype)) for x_BxC in found)
 
-    def skip(*part):
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(look, *part))
-
     if at_once >= length:
         return only_wanted(look(*given), wanted_BxL)
     chunks = -(-length // at_once)
@@ -85,9 +83,8 @@ def by_chunks(
         ordered_BxL = jnp.moveaxis(x_NxBxC, 0, 1).reshape(batch, chunks * at_once)
         return jnp.take_along_axis(ordered_BxL, place_BxL, axis=1)
 
-    @jax.checkpoint
     def step(part):
         *part, wanted_BxC = part
-        return only_wanted(jax.lax.cond(jnp.any(wanted_BxC), look, skip, *part), wanted_BxC)
+        return only_wanted(if_wanted(look, jnp.any(wanted_BxC), *part), wanted_BxC)
 
     return tuple(map(join, jax.lax.map(step, tuple(map(split, (*given, wanted_BxL))))))

@@ -49,8 +49,10 @@ class Objective:
         ("text") or each of them ("token").
       measures: names of what is reported beside the loss.
       loss: from what the model is measured by and the batch.
-      reads: LOGPROBS, of each target (logprobs_BxL), or REWARDS, of each text by its place
-        (rewards_T), which are read at its last token.
+      reads: LOGPROBS of each target (logprobs_BxL), DIVERGENCES of each from a teacher
+        (divergences_BxL), or REWARDS of each text by its place (rewards_T), read at its last token.
+      count: of a batch, what its loss is a mean over, such as the number of its pairs; None where
+        the loss is not the mean of something that each text has by itself.
     """
 
     config: ObjectiveConfig
@@ -58,7 +60,8 @@ class Objective:
     reference: str
     measures: tuple[str, ...]
     loss: Callable[[jax.Array, Batch], Measured]
-    reads: str = LOGPROBS  # the first argument of the loss; DIVERGENCES want a teacher
+    reads: str = LOGPROBS
+    count: Callable[[Batch], jax.Array] | None = None
 
 
 def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
@@ -74,8 +77,9 @@ def make_objective(config: ObjectiveConfig, longest: int) -> Objective:
         unknown = {_KL: not reference, _KL_TEACHER: not config.taught}
         measures = tuple(name for name in measures if not unknown.get(name))
     reads = {"gkd": DIVERGENCES, "reward": REWARDS}.get(config.name, LOGPROBS)
+    count = functools.partial(_COUNTS[lesson], config) if lesson in _COUNTS else None
     loss = functools.partial(function, config)
-    return Objective(config, lesson, reference, measures, loss, reads)
+    return Objective(config, lesson, reference, measures, loss, reads, count)
 
 
 def settings(config: ObjectiveConfig) -> dict[str, Any]:
@@ -202,6 +206,20 @@ def _reward(config: ObjectiveConfig, rewards_T: jax.Array, batch: Batch) -> Meas
     return bradley_terry(*given, config.centring), found
 
 
+def _count_targets(config: ObjectiveConfig, batch: Batch) -> jax.Array:
+    return batch.weights_BxL.sum()
+
+
+def _count_pairs(config: ObjectiveConfig, batch: Batch) -> jax.Array:
+    return batch.by_text["present"][::2].sum()
+
+
+def _count_episodes(config: ObjectiveConfig, batch: Batch) -> jax.Array:
+    if config.aggregate == "token":
+        return (batch.weights_BxL > 0).sum()
+    return batch.by_text["present"].sum()
+
+
 _OF_PAIRS = tuple(f"preference/{name}" for name in PreferenceMetrics._fields)
 _OF_LABELS = tuple(f"labels/{name}" for name in KtoMetrics._fields)
 _KL, _KL_TEACHER = "policy/kl_reference", "policy/kl_teacher"
@@ -218,6 +236,9 @@ _OBJECTIVES = {
     "policy_gradient": (EPISODES, "", _OF_EPISODES, _policy_gradient),
     "reward": (PAIRS, "", _OF_REWARDS, _reward),
 }
+
+# Labels have none: what each is worth depends on the batch's reference point.
+_COUNTS = {EXAMPLES: _count_targets, PAIRS: _count_pairs, EPISODES: _count_episodes}
 
 _KEYS = {
     "sft": ("weighting",),

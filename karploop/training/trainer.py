@@ -15,6 +15,7 @@ from karploop.mesh import batch_sharding, put, replicated, to_host
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
 from karploop.models.weights import Weights
+from karploop.training.accumulation import Found, Look, accumulated, joined, split
 from karploop.training.distillation import Read, token_divergences
 from karploop.training.objectives import DIVERGENCES, REWARDS, Objective, make_objective
 from karploop.training.optimizer import make_optimizer
@@ -87,29 +88,55 @@ def text_rewards(model: Decoder, params: Any, batch: Batch) -> jax.Array:
     return jax.ops.segment_sum(taken_BxL.ravel(), batch.places_BxL.ravel(), count)
 
 
-def measure(
+def look(
     model: Decoder,
     objective: Objective,
     params: Any,
     batch: Batch,
     teacher: tuple[Decoder, Any] | None = None,
-) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-    """The objective's loss; accuracy, and what else the objective reports.
+) -> Found:
+    """What the objective reads of a batch; and of targets, whether they are the most probable.
 
     Args:
       teacher: its decoder and parameters, for objectives that read divergences from it.
     """
     if objective.reads == REWARDS:
-        loss, more = objective.loss(text_rewards(model, params, batch), batch)
-        return loss, (more["reward/accuracy"], more)
+        return (text_rewards(model, params, batch),)
     if objective.reads == DIVERGENCES:
-        given = (model, params, batch, teacher, objective.config)
-        values_BxL, right_BxL = target_divergences(*given)
-    else:
-        values_BxL, right_BxL = target_logprobs(model, params, batch)
-    loss, more = objective.loss(values_BxL, batch)
+        return target_divergences(model, params, batch, teacher, objective.config)
+    return target_logprobs(model, params, batch)
+
+
+def judged(
+    objective: Objective, found: Found, batch: Batch
+) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+    """The objective's loss; accuracy, and what else the objective reports.
+
+    Args:
+      found: as `look` gives it.
+    """
+    read, *right_BxL = found
+    loss, more = objective.loss(read, batch)
+    if not right_BxL:
+        return loss, (more["reward/accuracy"], more)
     count = jnp.maximum(batch.weights_BxL.sum(), 1.0)
-    return loss, (jnp.sum(batch.weights_BxL, where=right_BxL) / count, more)
+    return loss, (jnp.sum(batch.weights_BxL, where=right_BxL[0]) / count, more)
+
+
+def measure(model: Decoder, objective: Objective, params: Any, batch: Batch, teacher=None):
+    """`judged` on what `look` finds."""
+    return judged(objective, look(model, objective, params, batch, teacher), batch)
+
+
+def differentiate(
+    looked: Look, objective: Objective, trained: Any, batch: Batch, accumulation: int
+):
+    """What `judged` gives, and its gradient by `trained`; arguments as in `accumulated`."""
+    if parts == 1:
+        measured = lambda trained: judged(objective, looked(trained, batch), batch)  # noqa: E731
+        return jax.value_and_grad(measured, has_aux=True)(trained)
+    grads, found = accumulated(looked, objective, trained, batch)
+    return judged(objective, found, joined(batch)), grads
 
 
 _OFF, _SFT = LoraConfig(), make_objective(ObjectiveConfig(), longest=1)
@@ -129,18 +156,24 @@ class Trainer:
         lora: LoraConfig = _OFF,
         objective: Objective = _SFT,
         teacher: Weights | None = None,
+        accumulation: int = 1,
     ):
         """Args:
           teacher: its architecture on the same mesh, where the objective learns from one.
+          accumulation: parts in which a step takes its batch, which was packed in as many.
 
         Raises:
           UserError: the model lacks a matrix that `lora` names.
         """
         self.weights, self.mesh, self.objective = weights, weights.mesh, objective
         self.parts = parts = make_parts(weights, lora, head=objective.reads == REWARDS)
-        model, optimizer = weights.model, make_optimizer(config)
         whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
+        model = weights.model.clone(rows=rows if self.mesh.size > 1 else None)
+        optimizer = make_optimizer(config)
+        self._accumulation = accumulation
         self._batch_shardings = Batch(*([rows] * 6), by_token=rows, by_text=whole)
+        split_rows = batch_sharding(self.mesh, axis=1) if accumulation > 1 else rows
+        self._step_shardings = Batch(*([split_rows] * 6), by_token=split_rows, by_text=whole)
         abstract = jax.eval_shape(optimizer.init, parts.abstract)
         opt_shardings = _follow(abstract, parts.shardings, whole)
         self.shardings = TrainState(parts.shardings, opt_shardings)
@@ -155,11 +188,11 @@ class Trainer:
         def step(state: TrainState, frozen: Any, taught: Any, batch: Batch, rate: jax.Array):
             beside = (compared.model, taught) if compared else None
 
-            def loss_of(trained):
-                return measure(model, objective, parts.assemble(trained, frozen), batch, beside)
+            def looked(trained, rows):
+                return look(model, objective, parts.assemble(trained, frozen), rows, beside)
 
-            (loss, (accuracy, more)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params
+            (loss, (accuracy, more)), grads = differentiate(
+                looked, objective, state.params, batch, accumulation
             )
             with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and rates
                 updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -170,7 +203,7 @@ class Trainer:
         given = (parts.frozen_shardings, compared.shardings if compared else ())
         self._step = jax.jit(
             step,
-            in_shardings=(self.shardings, *given, self._batch_shardings, whole),
+            in_shardings=(self.shardings, *given, self._step_shardings, whole),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
         )
@@ -206,25 +239,29 @@ class Trainer:
           frozen: as `parts.frozen` gives it; nothing where all parameters are trained.
           taught: the teacher's parameters, where the objective reads divergences from it.
         """
-        return self._step(state, frozen, taught, self._put(batch), jnp.float32(rate))
+        if self._accumulation > 1:
+            batch = split(batch, self._accumulation)
+        on_mesh = _put(batch, self._step_shardings)
+        return self._step(state, frozen, taught, on_mesh, jnp.float32(rate))
 
     def logprobs(self, params: Any, batch: Batch) -> np.ndarray:
         """What whole parameters say of a batch's targets, logprobs_BxL, as a step would see it."""
-        return to_host(self._logprobs(params, self._put(batch)))
+        return to_host(self._logprobs(params, _put(batch, self._batch_shardings)))
 
     def teacher_logprobs(self, taught: Any, batch: Batch) -> np.ndarray:
         """The same of the teacher, by its own decoder."""
-        return to_host(self._teachers(taught, self._put(batch)))
+        return to_host(self._teachers(taught, _put(batch, self._batch_shardings)))
 
     def rewards(self, trained: Any, batch: Batch, frozen: Any = ()) -> np.ndarray:
         """What is trained, with a head, makes of a batch's texts: rewards_T, by place."""
-        return to_host(self._rewards(trained, frozen, self._put(batch)))
+        return to_host(self._rewards(trained, frozen, _put(batch, self._batch_shardings)))
 
-    def _put(self, batch: Batch) -> Batch:
-        def laid(sharding: NamedSharding, part: Any) -> Any:
-            return jax.tree.map(lambda array: put(array, sharding), part)
 
-        return Batch(*map(laid, self._batch_shardings, batch))
+def _put(batch: Batch, shardings: Batch) -> Batch:
+    def laid(sharding: NamedSharding, part: Any) -> Any:
+        return jax.tree.map(lambda array: put(array, sharding), part)
+
+    return Batch(*map(laid, shardings, batch))
 
 
 def _follow(opt_state: Any, shardings: Any, otherwise: NamedSharding) -> Any:
