@@ -64,7 +64,7 @@ def units_of(objective, rng, count=9):
 
 def gradients(objective, parts):
     """The jitted loss with its gradient, of a batch in so many parts."""
-    compute = jax.jit(functools.partial(differentiate, bigram, objective, accumulation=parts))
+    compute = jax.jit(functools.partial(differentiate, bigram, objective, parts=parts))
     return lambda table_VxV, batch: compute(table_VxV, split(batch, parts) if parts > 1 else batch)
 
 
@@ -117,7 +117,7 @@ def test_parts_take_less_memory(make_weights):
         text = Tokenized(np.ones(65, np.int32), 1)
         batch, _ = next(pack([(text,)], iter([0] * 32), 32, 64, parts))
         given = split(batch, parts) if parts > 1 else batch
-        lowered = trainer._step.lower(trainer.abstract, (), given, jnp.float32(1))
+        lowered = trainer._step.lower(trainer.abstract, (), (), given, jnp.float32(1))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert needed(8) < needed(1) / 4
