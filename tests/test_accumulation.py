@@ -50,13 +50,17 @@ def units_of(objective, rng, count=9):
         length = int(rng.integers(2, LENGTH + 1))
         start = int(rng.integers(1, length))
         targets = length - start
-        known = {name: float(rng.normal()) for name in ("reference", "advantage")}
         return Tokenized(
             rng.integers(0, VOCABULARY, length).astype(np.int32),
             start,
             1 / targets if objective.config.weighting == "example" else 1.0,
-            {name: rng.normal(size=targets) - 2.0 for name in ("sampler", "reference")},
-            known | {"present": 1.0, "desirable": float(place % 3 == 0)},
+            {name: rng.normal(size=targets) - 2.0 for name in ("sampler", "reference")}
+            | {"advantage": np.full(targets, rng.normal())},
+            {
+                "reference": float(rng.normal()),
+                "present": 1.0,
+                "desirable": float(place % 3 == 0),
+            },
         )
 
     return [tuple(text(place) for _ in range(texts)) for place in range(count)]
