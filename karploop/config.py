@@ -369,6 +369,9 @@ class JudgeConfig:
     review: str = ""  # person: a file with a prompt, a completion and a verdict a row
     members: str = ""  # ensemble: judges, as in rubric, debate@large*0.5, vote (a role, a weight)
     combine: str = option("mean", choices=("mean", "min", "vote"))  # ensemble
+    # ensemble: members weigh by their measured accuracy, in a calibration.json of
+    # experiments.calibrate; empty: by the weights in `members`.
+    calibration: str = ""
     rationale: bool = False  # the judge writes its reasons first, and its answer is read from them
     clamp: float = option(0.4, low=0.0, high=0.5)  # constitution, after reasons: least preference
     max_new_tokens: int = option(256, low=1)  # of reasons and arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ from karploop.config import MODELS, RANKINGS, JudgeConfig, JudgingConfig
 from karploop.errors import UserError
 from karploop.judging.constitution import constitution
 from karploop.judging.debate import debate
-from karploop.judging.ensemble import combine, read_members
+from karploop.judging.ensemble import calibrated, combine, read_members
 from karploop.judging.model_judge import make_judge
 from karploop.judging.opinion import TEMPLATES, Opinion
 from karploop.judging.pairwise import pairwise
@@ -308,6 +309,46 @@ def test_an_ensemble_weighs_its_members_and_wants_them_all(how, scores):
         assert opinion.score == (score if score is None else pytest.approx(score))
     assert found[2].reason == "rubric@large: timed out"
     assert found[0].criteria == {"person": 0.75, "rubric@large": 0.6, "debate": 0.01}
+
+
+def measured(tmp_path, **accuracies) -> str:
+    """A report with the accuracy of each judge on 98 samples."""
+    found = {
+        name: {"measures": {"accuracy": dict(mean=mean, low=0.0, high=1.0, n=98)}}
+        for name, mean in accuracies.items()
+    }
+    (tmp_path / "calibration.json").write_text(json.dumps(found))
+    return str(tmp_path / "calibration.json")
+
+
+def test_members_weigh_by_the_log_odds_of_their_accuracy(tmp_path):
+    members = read_members("person, rubric@large, debate", MODELS)
+    path = measured(tmp_path, **{"person": 1.0, "rubric@large-0a1b": 0.7, "debate": 0.4})
+    weights = [member.weight for member in calibrated(members, path)]
+    odds = [99 / 1, (0.7 * 98 + 1) / (0.3 * 98 + 1)]
+    assert weights == pytest.approx([*np.log(odds), 0.0])
+    opinion = combine(calibrated(members, path), [Opinion(0.2), Opinion(0.9), Opinion(0.9)], "vote")
+    assert opinion.score == pytest.approx(weights[1] / sum(weights))
+    config = JudgeConfig(name="ensemble", members="rubric, debate", calibration="none.json")
+    with pytest.raises(UserError, match="is no report of experiments.calibrate"):
+        make_judge(config, 0)
+    path = measured(tmp_path, rubric=0.9, debate=0.6)
+    judge = make_judge(dataclasses.replace(config, calibration=path), 0)
+    assert judge.settings["weights"] == pytest.approx(np.log([89.2 / 10.8, 59.8 / 40.2]))
+
+
+@pytest.mark.parametrize(
+    ("members", "accuracies", "message"),
+    [
+        ("rubric, debate", {"rubric": 0.9}, "has none with an accuracy"),
+        ("rubric, debate", {"rubric-a": 0.9, "rubric-b": 0.8, "debate": 0.7}, "has several"),
+        ("rubric, debate*0.5", {"rubric": 0.9, "debate": 0.7}, "leave out its weights"),
+        ("rubric, debate", {"rubric": 0.4, "debate": 0.5}, "more often than a coin"),
+    ],
+)
+def test_a_report_that_says_too_little_is_refused(tmp_path, members, accuracies, message):
+    with pytest.raises(UserError, match=message):
+        calibrated(read_members(members, MODELS), measured(tmp_path, **accuracies))
 
 
 @pytest.mark.parametrize("text", ["", "rubrik", "rubric, rubric", "rubric*0", "rubric@", "a b"])

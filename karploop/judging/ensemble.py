@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +56,52 @@ def read_members(text: str, known: Sequence[str]) -> tuple[Member, ...]:
             f"'config.judge.members' is '{text}': name judges, each with a role once, and some "
             "with a weight above 0, as in rubric, debate@large*0.5"
         )
+    return tuple(found)
+
+
+def calibrated(members: Sequence[Member], path: str) -> tuple[Member, ...]:
+    """Members with weights by how often each was right where gold is known.
+
+    That is ln(p / (1 − p)) of its accuracy p, 0 where that is no better than a coin: of judges
+    whose errors are independent, votes with these weights are right most often (Nitzan and Paroush,
+    International Economic Review 23(2), 1982). One right and one wrong verdict are added to each,
+    so that a few verdicts without an error have a finite weight.
+
+    Args:
+      path: a calibration.json. A judge there is called as a member is (its name, "@", and its role
+        where that is another than the judge's), or so with a "-" and anything behind it.
+
+    Raises:
+      UserError: the file cannot be read, or has a member not at all or twice; all are no better
+        than a coin; or `members` have weights of their own.
+    """
+    where = f"'config.judge.calibration={path}'"
+    if any(member.weight != 1 for member in members):
+        raise UserError(
+            f"{where} weighs the members, and 'config.judge.members' does, too: leave out its "
+            "weights (*0.5), or the file"
+        )
+    try:
+        report = json.loads(pathlib.Path(path).read_text())
+        accuracies = {name: entry["measures"].get("accuracy") for name, entry in report.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{where} is no report of experiments.calibrate ({error}): name its calibration.json"
+        ) from error
+    found = []
+    for member in members:
+        names = [n for n in accuracies if n == member.label or n.startswith(f"{member.label}-")]
+        if len(names) != 1 or not accuracies[names[0]]:
+            told = f"several: {', '.join(names)}" if len(names) > 1 else "none with an accuracy"
+            raise UserError(
+                f"{where} is to say how good '{member.label}' is, and has {told} (of "
+                f"{', '.join(accuracies)})"
+            )
+        accuracy, count = (accuracies[names[0]][key] for key in ("mean", "n"))
+        share = (accuracy * count + 1) / (count + 2)
+        found.append(replace(member, weight=max(math.log(share / (1 - share)), 0.0)))
+    if not any(member.weight for member in found):
+        raise UserError(f"{where}: none of the members is right more often than a coin")
     return tuple(found)
 
 

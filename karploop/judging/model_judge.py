@@ -12,7 +12,7 @@ from karploop.data.tasks import Task
 from karploop.errors import UserError
 from karploop.judging.constitution import constitution
 from karploop.judging.debate import debate
-from karploop.judging.ensemble import Member, combine, read_members
+from karploop.judging.ensemble import Member, calibrated, combine, read_members
 from karploop.judging.equivalence import Mathematics, identity
 from karploop.judging.opinion import TEMPLATES, Opinion, Pair, Place, Reply
 from karploop.judging.pairwise import pairwise
@@ -188,9 +188,13 @@ def _ensemble(
     config: JudgeConfig, seed: int, settings: Mapping[str, Any], task: Task | None
 ) -> ModelJudge:
     known = [name for name in (*TALLIES, *MODELS) if name != "ensemble"]
+    named = read_members(config.members, known)
+    if config.calibration:
+        named = calibrated(named, config.calibration)
+        settings = {**settings, "weights": [member.weight for member in named]}
     members = [
         (member, make_judge(replace(config, name=member.name), seed, member.seat, task))
-        for member in read_members(config.members, known)
+        for member in named
     ]
     judges = [judge for _, judge in members]
     seats = {seat for judge in judges for seat in judge.seats}
