@@ -49,9 +49,13 @@ def run(
             break
         prompts = loop.prompts(index, newest)
         samples = {m: loop.generate(index, m, prompts, params[m], history) for m in params}
+        done |= {"prompts": prompts} | by_member("generate", samples)
+        hinted = loop.rationalise(index, prompts, samples, params[0])
+        if hinted:
+            done["rationalise"] = samples[len(samples)] = hinted
         verdicts = loop.judge(index, samples, history)
         selection = loop.filter(index, samples, verdicts)
-        done |= {"prompts": prompts, "filter": selection} | by_member("generate", samples)
+        done["filter"] = selection
         if verdicts:
             done["judge"] = verdicts
         done["watch"] = loop.watch(index, samples, selection)

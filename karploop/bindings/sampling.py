@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict
+from typing import Any
 
 from karploop.bindings.shared import ROLES, Shared, home_of, inputs_of
 from karploop.chains.rendering import load_templates, read_text
@@ -12,6 +13,7 @@ from karploop.data.sources import round_prompts
 from karploop.records import SELECTION_FILE, Samples, Selection
 from karploop.sampling.by_chain import generate_by_chain
 from karploop.sampling.generate import generate
+from karploop.sampling.rationalise import rationalise
 from karploop.stages import Artifact
 
 
@@ -48,11 +50,7 @@ class Sampling(Shared):
         history: list[Artifact],
     ) -> Artifact:
         """Samples of one member; `history` as in `judge`, where a chain asks other roles."""
-        settings = asdict(self.config.generate)
-        for name in ("prompts", "difficulty_step", "max_difficulty", "spread", "advance"):
-            del settings[name]  # in the prompts already
-        for name in ("batch", "fused_steps"):
-            del settings[name]  # without effect on the samples
+        settings = self._settings()
         if self.m.chain:
             return self._generate_by_chain(index, member, prompts, params, history, settings)
         del settings["chain"], settings["options"]
@@ -67,6 +65,34 @@ class Sampling(Shared):
             inputs={"prompts": prompts, "params": params},
             rng=self._rng(index, member),
         )
+
+    def rationalise(
+        self, index: int, prompts: Artifact, samples: dict[int, Artifact], params: Artifact
+    ) -> Artifact | None:
+        """Samples with the gold answer as a hint, of prompts without a right one, if asked for."""
+        if not self.config.generate.rationalise:
+            return None
+        settings = self._settings()
+        del settings["chain"], settings["options"]
+        gold = self._tally("verifier", index, samples)
+        return self._run(
+            "rationalise",
+            functools.partial(
+                rationalise, **self.sampling, task=self.m.task, config=self.config.generate
+            ),
+            config=settings | self.asked | {"task": self.where["name"]},
+            inputs={"prompts": prompts, "params": params, "gold": gold} | inputs_of(samples),
+            rng=self._rng(index),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides a sample besides prompt and parameters."""
+        settings = asdict(self.config.generate)
+        for name in ("prompts", "difficulty_step", "max_difficulty", "spread", "advance"):
+            del settings[name]  # in the prompts already
+        for name in ("batch", "fused_steps", "rationalise"):
+            del settings[name]  # without effect on the samples
+        return settings
 
     def _generate_by_chain(self, index, member, prompts, params, history, settings) -> Artifact:
         chain, roles = self.m.chain, self.m.roles
@@ -95,7 +121,7 @@ class Sampling(Shared):
     def next_difficulty(
         self, newest: int, samples: dict[int, Artifact], selection: Artifact
     ) -> int:
-        """The next round's newest difficulty, by what this round kept."""
-        rows = Samples.gather(inputs_of(samples))
+        """The next round's newest difficulty, by what this round kept of samples without a hint."""
+        rows, own_S = Samples.gather(inputs_of(samples)), ~Samples.by_hint(inputs_of(samples))
         kept_S = Selection.from_table(selection.table(SELECTION_FILE)).kept_S
-        return following(self.config, newest, rows.difficulty_S, kept_S)
+        return following(self.config, newest, rows.difficulty_S[own_S], kept_S[own_S])

@@ -93,6 +93,8 @@ def seed_data(
 ) -> None:
     """The labelled problems with their gold completions; drawn here unless `labelled` names them.
 
+    With `task.hints` they come a second time behind these, with a hint in the prompt.
+
     Raises:
       UserError: the task has problems without a gold answer.
     """
@@ -105,12 +107,15 @@ def seed_data(
     if labelled is None:
         labelled = labelled_prompts(task, config, context.numpy_rng)
     problems = _with_answers(task, labelled)
+    forms = [problems.prompts]
+    if config.task.hints:
+        forms.append([task.hinted(prompt) for prompt in problems.prompts])
     examples = Examples(
-        prompts=problems.prompts,
-        completions=[prompting.gold(answer) for answer in problems.answers],
-        difficulty=problems.difficulty_S,
-        source=["seed"] * len(problems),
-        row=np.arange(len(problems)),
+        prompts=[prompt for form in forms for prompt in form],
+        completions=[prompting.gold(answer) for answer in problems.answers] * len(forms),
+        difficulty=np.tile(problems.difficulty_S, len(forms)),
+        source=["seed"] * len(problems) * len(forms),
+        row=np.arange(len(problems) * len(forms)),
     )
     context.write_table(EXAMPLES_FILE, examples.to_table())
 
