@@ -17,7 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             model=dict(layers=2, width=64, heads=4, head_width=16, mlp_width=256, positions="rope"),
             warmup=dict(steps=600, optimizer=dict(muon, warmup=0.033, decay=0.4), **shape),
             train=dict(
-                steps=150,
+                steps=250,
                 newest_share=0.7,
                 optimizer=dict(muon, learning_rate=3e-3, decay=0.6),
                 **shape,
