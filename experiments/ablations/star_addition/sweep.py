@@ -3,8 +3,8 @@
 Addition with a scratchpad (`configs/star.py`), every arm under three seeds; arms of a seed start
 from the same base, which has seen hints. `correct-only` keeps what is right by gold, and
 `rationalised` asks again with a hint where nothing was. The controls: everything that ended
-(`none`), as many rows as the verifier would keep but drawn blindly (`random`), the majority of eight
-samples (`vote`), and the same steps on the labelled problems alone (`no-new-data`).
+(`none`), as many rows as the verifier would keep but drawn blindly (`random`), the majority of
+eight samples (`vote`), and the same steps on the labelled problems alone (`no-new-data`).
 """
 
 from karploop.sweeps import Sweep, label_arms
