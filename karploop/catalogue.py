@@ -24,8 +24,8 @@ from karploop.store import Corrupt, Manifest, Store
 
 Name = tuple[str, str]  # stage and key
 TRAINED = ("warmup", "import", "train")  # stages that write parameters, or say where they are
-SAMPLED = ("generate", "rationalise")  # stages that write samples
 SEED = "seed"  # stage of the labelled rows, and their `source` in rows.parquet
+SAMPLED = ("generate", "rationalise")  # stages that write samples
 # By stage, settings that it has as of its round, where the config has those of all rounds.
 OF_ROUND = {"filter": ("threshold", "agreement")}
 

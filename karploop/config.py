@@ -549,8 +549,8 @@ def _check_consistency(config: Config) -> None:
                 f"'config.model.max_length' of {config.model.max_length}"
             )
     _check_regime(config)
-    _check_objective(config)
     _check_rationalise(config)
+    _check_objective(config)
     _check_filter(config.filter)
     if config.warmup.lora.rank:
         raise UserError(
@@ -578,6 +578,34 @@ def _check_regime(config: Config) -> None:
         raise UserError(
             "'config.regime.optimizer=keep' goes on with the moments of the round before, and "
             "'config.regime.start=base' with other parameters than its: leave it at reset"
+        )
+
+
+def _check_rationalise(config: Config) -> None:
+    """Rules of samples that are drawn with a hint."""
+    if not config.generate.rationalise:
+        return
+    name = "'config.generate.rationalise'"
+    if not config.task.hints:
+        raise UserError(
+            f"{name} gives the model hints, which it learns to read from labelled problems: set "
+            "'config.task.hints=True'"
+        )
+    if config.objective.name != "sft":
+        raise UserError(
+            f"{name} draws completions from another prompt than they are learnt with, and "
+            f"'config.objective.name={config.objective.name}' compares what one prompt gave: set "
+            "it to sft, or leave hints out"
+        )
+    if config.generate.chain:
+        raise UserError(
+            f"{name} asks the policy itself, and 'config.generate.chain' asks others, too: leave "
+            "it empty"
+        )
+    if config.members > 1:
+        raise UserError(
+            f"'config.members' is {config.members}, which vote, and {name} would tell them what "
+            "to vote for: set it to 1"
         )
 
 
@@ -616,34 +644,6 @@ def _check_objective(config: Config) -> None:
         raise UserError(
             f"'config.objective.truncate' is {wanted.truncate}, and ratios are clipped, too: set "
             "'clip_low' and 'clip_high' to 0, or leave it at 0"
-        )
-
-
-def _check_rationalise(config: Config) -> None:
-    """Rules of samples that are drawn with a hint."""
-    if not config.generate.rationalise:
-        return
-    name = "'config.generate.rationalise'"
-    if not config.task.hints:
-        raise UserError(
-            f"{name} gives the model hints, which it learns to read from labelled problems: set "
-            "'config.task.hints=True'"
-        )
-    if config.objective.name != "sft":
-        raise UserError(
-            f"{name} draws completions from another prompt than they are learnt with, and "
-            f"'config.objective.name={config.objective.name}' compares what one prompt gave: set "
-            "it to sft, or leave hints out"
-        )
-    if config.generate.chain:
-        raise UserError(
-            f"{name} asks the policy itself, and 'config.generate.chain' asks others, too: leave "
-            "it empty"
-        )
-    if config.members > 1:
-        raise UserError(
-            f"'config.members' is {config.members}, which vote, and {name} would tell them what "
-            "to vote for: set it to 1"
         )
 
 

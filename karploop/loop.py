@@ -50,9 +50,10 @@ def run(
         prompts = loop.prompts(index, newest)
         samples = {m: loop.generate(index, m, prompts, params[m], history) for m in params}
         done |= {"prompts": prompts} | by_member("generate", samples)
-        hinted = loop.rationalise(index, prompts, samples, params[0])
-        if hinted:
-            done["rationalise"] = samples[len(samples)] = hinted
+        if config.generate.rationalise:  # as if by one more member
+            gold = loop.gold(index, samples)
+            done["rationalise"] = loop.rationalise(index, prompts, samples, gold, params[0])
+            samples[len(samples)] = done["rationalise"]
         verdicts = loop.judge(index, samples, history)
         selection = loop.filter(index, samples, verdicts)
         done["filter"] = selection

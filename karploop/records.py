@@ -25,6 +25,7 @@ PAIRS_FILE = "pairs.parquet"
 LABELLED_FILE = "labelled.parquet"
 EPISODES_FILE = "episodes.parquet"
 PROMPTS_FILE = "prompts.parquet"
+HINTED_FILE = "hinted.parquet"
 HELD_OUT_FILE = "held_out.parquet"
 
 IntColumn = FloatColumn = BoolColumn = np.ndarray  # of int64, float64, bool

@@ -189,14 +189,15 @@ def test_nobody_is_asked_again_where_all_are_solved(workdir):
     assert found["metrics"]["hinted"] == found["metrics"]["hinted_kept"] == 0.0
 
 
-def test_labelled_problems_come_in_both_forms(workdir):
-    rows = table(workdir, "hinted", "seed", "examples.parquet", -1)
-    plain, hinted = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    assert [row["row"] for row in rows] == list(range(len(rows)))
+def test_labelled_problems_come_in_both_forms_and_both_are_learnt(workdir):
+    plain = table(workdir, "hinted", "seed", "examples.parquet", -1)
+    hinted = table(workdir, "hinted", "seed", "hinted.parquet", -1)
     for one, two in zip(plain, hinted, strict=True):
-        assert two["prompts"] == SECRET.hinted(one["prompts"])
-        assert one["completions"] == two["completions"] == SECRET.answer(one["prompts"])
-        assert one["difficulty"] == two["difficulty"]
+        assert two == one | {"prompts": SECRET.hinted(one["prompts"])}
+        assert one["completions"] == SECRET.answer(one["prompts"])
+    assert len(plain) > 400, "twice as many rows as steps can have room for"
+    used = table(workdir, "hinted", "warmup", "rows.parquet", -1)
+    assert all(row["source"] == "seed" and row["row"] < len(plain) for row in used)
 
 
 def test_a_row_is_traced_to_its_hint_and_forward(workdir):

@@ -11,6 +11,8 @@ from karploop.filtering.choice import at_round
 from karploop.filtering.choice import settings as filter_settings
 from karploop.filtering.select import select
 from karploop.judging.by_model import judge_by_model
+from karploop.judging.equivalence import identity
+from karploop.judging.judge import judge
 from karploop.manifest import digest
 from karploop.oversight.fitness import FITNESS_FILE, Fitness, fitness
 from karploop.records import EXAMPLES_FILE
@@ -31,6 +33,19 @@ class Judging(Shared):
         if self.m.judge:
             return self._judge_by_model(index, samples, history)
         return self._tally(self.m.tally, index, samples) if self.m.tally else None
+
+    def _tally(self, name: str, index: int, samples: dict[int, Artifact]) -> Artifact:
+        """The verdicts of 'verifier' or 'vote'."""
+        config = self.config.judge
+        counted = {"voters": config.voters} | identity(config.equivalence) if name == "vote" else {}
+        return self._run(
+            "judge",
+            functools.partial(judge, name=name, task=self.m.task, config=config),
+            config={"judge": name, "task": self.where["name"]} | counted,
+            inputs=inputs_of(samples),
+            rng=self._rng(index),
+            keyed=False,
+        )
 
     def _judge_by_model(self, index, samples, history) -> Artifact:
         settings, asked = self._asked_judge()
@@ -67,10 +82,8 @@ class Judging(Shared):
         judge = self.m.judge and self.m.judge.by_itself
         if not judge or config.fitness == "off":
             return {}, ""
-        # With hints the seed data has each labelled problem twice.
-        labelled = self.seed.table(EXAMPLES_FILE).num_rows // (2 if self.config.task.hints else 1)
-        unseen = labelled - len(self.m.policy.prompting.shown)
-        if unseen < 2 or not (task.answered and task.verifiable):
+        labelled = self.seed.table(EXAMPLES_FILE).num_rows - len(self.m.policy.prompting.shown)
+        if labelled < 2 or not (task.answered and task.verifiable):
             if index == 0:
                 self.stages.progress.say(
                     "nobody knows how good the judge is: there are no labelled problems "
@@ -87,7 +100,6 @@ class Judging(Shared):
                 fitness,
                 **self.sampling,
                 task=task,
-                labelled=labelled,
                 count=config.fitness_problems,
                 temperature=self.config.generate.temperature,
                 batch=self.config.generate.batch,
@@ -104,6 +116,10 @@ class Judging(Shared):
             objection = f"round {index}: {objection}"
             self.stages.progress.say(objection)
         return {"fitness": found}, objection if config.fitness == "stop" else ""
+
+    def gold(self, index: int, samples: dict[int, Artifact]) -> Artifact:
+        """What is right by gold, for the generator that is given hints."""
+        return self._tally("verifier", index, samples)
 
     def filter(self, index: int, samples: dict[int, Artifact], verdicts) -> Artifact:
         """The selection, by the settings of the round that the filter declares to read."""

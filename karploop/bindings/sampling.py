@@ -67,14 +67,16 @@ class Sampling(Shared):
         )
 
     def rationalise(
-        self, index: int, prompts: Artifact, samples: dict[int, Artifact], params: Artifact
-    ) -> Artifact | None:
-        """Samples with the gold answer as a hint, of prompts without a right one, if asked for."""
-        if not self.config.generate.rationalise:
-            return None
+        self,
+        index: int,
+        prompts: Artifact,
+        samples: dict[int, Artifact],
+        gold: Artifact,
+        params: Artifact,
+    ) -> Artifact:
+        """Samples with the gold answer as a hint, of prompts without a right one among these."""
         settings = self._settings()
         del settings["chain"], settings["options"]
-        gold = self._tally("verifier", index, samples)
         return self._run(
             "rationalise",
             functools.partial(

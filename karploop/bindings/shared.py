@@ -9,8 +9,6 @@ from typing import Self
 
 from karploop.data.sources import held_out_sets, seed_data
 from karploop.data.tasks import home_module
-from karploop.judging.equivalence import identity
-from karploop.judging.judge import judge
 from karploop.machinery import Machinery
 from karploop.roles.in_loop import LoopRoles
 from karploop.roles.on_mesh import MeshRole
@@ -92,19 +90,6 @@ class Shared:
 
     def _rng(self, index: int, member: int = 0) -> Rng:
         return Rng(self.config.seed, member, index)
-
-    def _tally(self, name: str, index: int, samples: dict[int, Artifact]) -> Artifact:
-        """The verdicts of 'verifier' or 'vote'."""
-        config = self.config.judge
-        counted = {"voters": config.voters} | identity(config.equivalence) if name == "vote" else {}
-        return self._run(
-            "judge",
-            functools.partial(judge, name=name, task=self.m.task, config=config),
-            config={"judge": name, "task": self.where["name"]} | counted,
-            inputs=inputs_of(samples),
-            rng=self._rng(index),
-            keyed=False,
-        )
 
     def _run(self, *args, more: tuple[str, ...] = (), **kwargs) -> Artifact:
         return self.stages.run(*args, modules=(*self.task_modules, *more), **kwargs)

@@ -7,6 +7,7 @@ seed: arms and seeds are measured on the same problems.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,7 @@ from karploop.errors import UserError
 from karploop.records import (
     EXAMPLES_FILE,
     HELD_OUT_FILE,
+    HINTED_FILE,
     PROMPTS_FILE,
     Examples,
     Problems,
@@ -93,7 +95,7 @@ def seed_data(
 ) -> None:
     """The labelled problems with their gold completions; drawn here unless `labelled` names them.
 
-    With `task.hints` they come a second time behind these, with a hint in the prompt.
+    With `task.hints` they come a second time, with a hint in the prompt, in `hinted.parquet`.
 
     Raises:
       UserError: the task has problems without a gold answer.
@@ -107,17 +109,17 @@ def seed_data(
     if labelled is None:
         labelled = labelled_prompts(task, config, context.numpy_rng)
     problems = _with_answers(task, labelled)
-    forms = [problems.prompts]
-    if config.task.hints:
-        forms.append([task.hinted(prompt) for prompt in problems.prompts])
     examples = Examples(
-        prompts=[prompt for form in forms for prompt in form],
-        completions=[prompting.gold(answer) for answer in problems.answers] * len(forms),
-        difficulty=np.tile(problems.difficulty_S, len(forms)),
-        source=["seed"] * len(problems) * len(forms),
-        row=np.arange(len(problems) * len(forms)),
+        prompts=problems.prompts,
+        completions=[prompting.gold(answer) for answer in problems.answers],
+        difficulty=problems.difficulty_S,
+        source=["seed"] * len(problems),
+        row=np.arange(len(problems)),
     )
     context.write_table(EXAMPLES_FILE, examples.to_table())
+    if config.task.hints:
+        hinted = dataclasses.replace(examples, prompts=list(map(task.hinted, problems.prompts)))
+        context.write_table(HINTED_FILE, hinted.to_table())
 
 
 def held_out_sets(context: StageContext, *, task: Task, config: Config) -> None:

@@ -85,7 +85,6 @@ def fitness(
     load: Callable[[Mapping[str, Artifact]], Roles],
     ranking: str,
     seed: int,
-    labelled: int,
     count: int,
     temperature: float,
     batch: int,
@@ -93,12 +92,11 @@ def fitness(
     """Writes `fitness.json` from inputs['params'] and labelled problems, inputs['seed'].
 
     Args:
-      labelled: rows of inputs['seed'] without a hint, which come first.
       count: most problems.
       temperature, batch: of the policy's answers.
     """
     problems = Examples.from_table(context.inputs["seed"].table(EXAMPLES_FILE))
-    order = context.numpy_rng.permutation(labelled).tolist()
+    order = context.numpy_rng.permutation(len(problems)).tolist()
     rows = [i for i in order if problems.prompts[i] not in prompting.shown][:count]
     prompts = [problems.prompts[i] for i in rows]
     with context.progress(len(rows), "problems") as progress:
