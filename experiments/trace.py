@@ -78,11 +78,14 @@ def _sample_tree(trace: Trace) -> Tree:
         (f"completion  {_quoted(sample['completion'], sample)}{ended}", []),
         (f"used by     {_names(sample['runs'])}", []),
     ]
+    if sample.get("hinted"):
+        branches.insert(1, (f"asked as    {_quoted(sample['hinted'], sample)}, with a hint", []))
     if sample.get("same_content"):
         branches.append((f"same bytes  {', '.join(sample['same_content'])}", []))
     if trace["kind"] == "sample":
         missing = "no longer in the store: that stage was computed again with another result"
-        branches.insert(2, (f"weights     {_params_line(weights) if weights else missing}", []))
+        weights_line = _params_line(weights) if weights else missing
+        branches.insert(3 if sample.get("hinted") else 2, (f"weights     {weights_line}", []))
         decided = [_decision_tree(d) for d in trace["decisions"]]
         decided += [(_verdict_line(v) + "; read by no filter", []) for v in trace["other_verdicts"]]
         branches.append(("decisions" if decided else "decisions   none: no filter saw it", decided))

@@ -27,6 +27,7 @@ TRAINED = ("warmup", "import", "train")  # stages that write parameters, or say 
 REWARD = "reward"  # … those of a reward model, which a round trains in place of the policy
 LEARNT = (*TRAINED, REWARD)
 SEED = "seed"  # stage of the labelled rows, and their `source` in rows.parquet
+SAMPLED = ("generate", "rationalise")  # stages that write samples
 # By stage, settings that it has as of its round, where the config has those of all rounds.
 OF_ROUND = {"filter": ("threshold", "agreement")}
 

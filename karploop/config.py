@@ -31,6 +31,9 @@ class TaskConfig:
     # from none with 0.
     seed_problems: int = option(20_000, low=0)
     held_out: float = option(0.1, low=0.001, high=0.9)  # share of every difficulty never trained on
+    # Each labelled problem is learnt from in a second form, too, with its answer as a hint in the
+    # prompt: a model learns so what a hint is, which `generate.rationalise` gives it.
+    hints: bool = False
 
 
 @dataclass(frozen=True)
@@ -339,6 +342,9 @@ class GenerateConfig:
     # Where completions come from: a shipped chain, or "package.module:ATTRIBUTE"; empty: the model
     chain: str = ""
     options: ChainOptions = ChainOptions()
+    # Prompts without a right completion are sampled again with the gold answer as a hint; what is
+    # right then is learnt without the hint (arXiv 2203.14465). The generator sees gold.
+    rationalise: bool = False
 
 
 # Judges that read gold answers or votes, and those that ask a model, people, or one another.
@@ -606,6 +612,7 @@ def _check_consistency(config: Config) -> None:
     _check_curriculum(config)
     _check_regime(config)
     _check_labelled(config)
+    _check_rationalise(config)
     _check_objective(config)
     _check_filter(config.filter)
     if config.warmup.lora.rank:
@@ -691,6 +698,34 @@ def _check_labelled(config: Config) -> None:
         raise UserError(
             "'config.preference.pairing=labelled' compares samples with gold completions: set "
             "'config.generate.problems' to labelled, too"
+        )
+
+
+def _check_rationalise(config: Config) -> None:
+    """Rules of samples that are drawn with a hint."""
+    if not config.generate.rationalise:
+        return
+    name = "'config.generate.rationalise'"
+    if not config.task.hints:
+        raise UserError(
+            f"{name} gives the model hints, which it learns to read from labelled problems: set "
+            "'config.task.hints=True'"
+        )
+    if config.objective.name != "sft":
+        raise UserError(
+            f"{name} draws completions from another prompt than they are learnt with, and "
+            f"'config.objective.name={config.objective.name}' compares what one prompt gave: set "
+            "it to sft, or leave hints out"
+        )
+    if config.generate.chain:
+        raise UserError(
+            f"{name} asks the policy itself, and 'config.generate.chain' asks others, too: leave "
+            "it empty"
+        )
+    if config.members > 1:
+        raise UserError(
+            f"'config.members' is {config.members}, which vote, and {name} would tell them what "
+            "to vote for: set it to 1"
         )
 
 

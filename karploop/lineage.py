@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from karploop.catalogue import (
     LEARNT,
+    SAMPLED,
     SEED,
     Catalogue,
     Name,
@@ -58,7 +59,7 @@ _SHORTEST_PREFIX = 6
 
 
 def trace_sample(catalogue: Catalogue, identity: str) -> Trace:
-    """The story of one row: `KEY:ROW`, KEY naming a generate or a seed stage, or `seed:ROW`.
+    """The story of one row: `KEY:ROW`, KEY of a stage that samples or of the seed, or `seed:ROW`.
 
     Raises:
       UserError: no such stage or row, or several stages that KEY could mean.
@@ -92,7 +93,7 @@ def trace_sample(catalogue: Catalogue, identity: str) -> Trace:
 
 def _find_source(catalogue: Catalogue, text: str) -> Name:
     if text != SEED:
-        return _find(catalogue, text, ("generate", SEED), "--sample")
+        return _find(catalogue, text, (*SAMPLED, SEED), "--sample")
     found = [name for name in catalogue.manifests if name[0] == SEED]
     if len(found) == 1:
         return found[0]
@@ -140,6 +141,7 @@ def _sample(catalogue: Catalogue, name: Name, row: int) -> Trace:
             "row": row,
             "sample": sample.get("sample_S"),
             "completion": sample.get("completions", (kept or {}).get("completions")),
+            "hinted": sample.get("hinted"),  # what was asked in the prompt's place, with gold in it
             "finished": sample.get("finished_S", True if kept else None),
             "same_content": _twins(catalogue, name),
         },
@@ -164,8 +166,9 @@ def _seed_row(catalogue: Catalogue, name: Name, row: int) -> Trace:
 
 
 def _prompt_row(manifest: Manifest, row: int) -> int | None:
-    """Samples of one prompt lie side by side, in the order of the prompts."""
-    samples = manifest.config.get("samples")
+    """Samples of one prompt lie side by side, in the order of the prompts; all of them have some
+    in `generate` alone."""
+    samples = manifest.config.get("samples") if manifest.stage == "generate" else None
     return row // samples if samples else None
 
 
@@ -284,7 +287,7 @@ def trace_params(catalogue: Catalogue, identity: str) -> Trace:
         "chain_complete": complete,
         "generated": [
             _stage(catalogue, n) | {"samples": _count(catalogue, n)}
-            for n in catalogue.readers(name, ("generate",), "params")
+            for n in catalogue.readers(name, SAMPLED, "params")
         ],
         "evaluated": [
             _stage(catalogue, n) | {"mean_exact_match": mean_exact_match(_evals(catalogue, n))}
@@ -377,7 +380,8 @@ def _rows_by_source(catalogue: Catalogue, name: Name, filters: list[Name]) -> li
         times[source] += drawn
     found = []
     for source in distinct:
-        written = ("generate", source)
+        places = [(stage, source) for stage in SAMPLED]
+        written = next((place for place in places if place in catalogue.manifests), places[0])
         manifest = catalogue.manifests.get(written)
         found.append(
             {
@@ -469,6 +473,8 @@ def _count(catalogue: Catalogue, name: Name) -> int | None:
     if name[0] == SEED:
         return _rows_in(catalogue, name, EXAMPLES_FILE)
     count = _rows_in(catalogue, name, SAMPLES_FILE)
+    if count is None and name[0] != "generate":
+        return None  # not every prompt was asked
     prompts = catalogue.input(name, "prompts")
     samples = catalogue.manifests[name].config.get("samples")
     if count is None and prompts and samples:

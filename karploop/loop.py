@@ -50,9 +50,14 @@ def run(
             break
         prompts = loop.prompts(index, reach)
         samples = {m: loop.generate(index, m, prompts, params[m], history) for m in params}
+        done |= {"prompts": prompts} | by_member("generate", samples)
+        if config.generate.rationalise:  # as if by one more member
+            gold = loop.gold(index, samples)
+            done["rationalise"] = loop.rationalise(index, prompts, samples, gold, params[0])
+            samples[len(samples)] = done["rationalise"]
         verdicts = loop.judge(index, samples, history, rewards)
         selection = loop.filter(index, samples, verdicts)
-        done |= {"prompts": prompts, "filter": selection} | by_member("generate", samples)
+        done["filter"] = selection
         if verdicts:
             done["judge"] = verdicts
         done["watch"] = loop.watch(index, samples, selection)

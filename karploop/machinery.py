@@ -156,6 +156,17 @@ def _decide(config: Config, task: Task) -> _Deciding:
     """Raises UserError: there is no such filter, judge or chain."""
     chosen, matched = choose(config)
     name = judge_name(config, chosen, matched)
+    if config.task.hints and not task.hintable:
+        raise UserError(
+            f"'config.task.hints' writes answers into prompts as hints, and task '{task.name}' "
+            "does not say how: set it to False, or give the task `hinted`"
+        )
+    if config.generate.rationalise and not (name == "verifier" and chosen.judges):
+        raise UserError(
+            "'config.generate.rationalise' shows the policy gold answers, and the filter "
+            f"'{chosen.name}' would keep what repeats them: take one that keeps what is right by "
+            "gold ('config.filter.name=verifier')"
+        )
     judge = make_judge(config.judge, config.seed, task=task) if name in MODELS else None
     if name == "vote":
         identity(config.judge.equivalence)  # refuses where a package is missing

@@ -100,7 +100,8 @@ def _scratch(config: Config, task: Task) -> Policy:
             "'config.roles.policy.path'"
         )
     tokenizer, limit = _characters(config, task), hardest(config)
-    prompt, completion = task.max_prompt_length(limit), task.max_completion_length(limit)
+    longest = task.max_hinted_length if config.task.hints else task.max_prompt_length
+    prompt, completion = longest(limit), task.max_completion_length(limit)
     return Policy(
         config=config.model,
         vocabulary=tokenizer.vocab_size,

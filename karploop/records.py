@@ -25,6 +25,7 @@ PAIRS_FILE = "pairs.parquet"
 LABELLED_FILE = "labelled.parquet"
 EPISODES_FILE = "episodes.parquet"
 PROMPTS_FILE = "prompts.parquet"
+HINTED_FILE = "hinted.parquet"
 HELD_OUT_FILE = "held_out.parquet"
 
 IntColumn = FloatColumn = BoolColumn = np.ndarray  # of int64, float64, bool
@@ -53,9 +54,17 @@ class Record:
 
     def to_table(self) -> pa.Table:
         """Columns of fixed types, so that a table without rows still has them."""
-        fields = dataclasses.fields(self)
-        schema = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields])
-        return pa.table({f.name: getattr(self, f.name) for f in fields}, schema=schema)
+        columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return pa.table(columns, schema=self._schema())
+
+    @classmethod
+    def empty(cls):
+        """The record without rows."""
+        return cls.from_table(cls._schema().empty_table())
+
+    @classmethod
+    def _schema(cls) -> pa.Schema:
+        return pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in dataclasses.fields(cls)])
 
     def take(self, rows: np.ndarray):
         """The record of these rows alone, in the order in which they are given."""
@@ -110,6 +119,13 @@ class Samples(Record):
         return cls.concatenate([cls.from_table(a.table(SAMPLES_FILE)) for a in _members(inputs)])
 
     @staticmethod
+    def by_hint(inputs: Mapping[str, Artifact]) -> np.ndarray:
+        """Which of the gathered rows the model wrote with the gold answer as a hint, hinted_S."""
+        tables = [artifact.table(SAMPLES_FILE) for artifact in _members(inputs)]
+        hinted = ["hinted" in table.column_names for table in tables]
+        return np.repeat(hinted, [len(table) for table in tables])
+
+    @staticmethod
     def origins(inputs: Mapping[str, Artifact]) -> list[tuple[str, int]]:
         """For each gathered row, the key of the stage that wrote it and its row there."""
         return [
@@ -117,6 +133,13 @@ class Samples(Record):
             for artifact in _members(inputs)
             for row in range(artifact.table(SAMPLES_FILE).num_rows)
         ]
+
+
+@dataclass(frozen=True)
+class HintedSamples(Samples):
+    """Completions that were sampled from other prompts than those they are filed under."""
+
+    hinted: list[str]  # what was asked: the prompt with its gold answer as a hint
 
 
 @dataclass(frozen=True)

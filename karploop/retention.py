@@ -46,7 +46,16 @@ from typing import Any
 
 from etils import epath
 
-from karploop.catalogue import REWARD, TRAINED, Catalogue, Name, Run, folders, mean_exact_match
+from karploop.catalogue import (
+    REWARD,
+    SAMPLED,
+    TRAINED,
+    Catalogue,
+    Name,
+    Run,
+    folders,
+    mean_exact_match,
+)
 from karploop.config import RetentionConfig
 from karploop.errors import UserError
 from karploop.models.weights import FILE as PARAMS_FILE
@@ -232,7 +241,7 @@ def _large_of(catalogue: Catalogue, run: Run, rounds: Iterable[int]) -> set[tupl
         if round_ in rounds:
             found |= {(_base(catalogue, name), PARAMS_FILE) for name in [*current, *rewards]}
             found |= {(name, MOMENTS) for name in current}
-            found |= {(name, SAMPLES_FILE) for name in names if name[0] == "generate"}
+            found |= {(name, SAMPLES_FILE) for name in names if name[0] in SAMPLED}
     return found
 
 

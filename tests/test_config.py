@@ -111,7 +111,14 @@ def test_overrides_are_taken_out_of_the_command_line_in_every_spelling():
     assert overrides == {"a.b": "1", "c": "x=y", "flag": "true"}
 
 
-CONFIGS = {"addition": "tiny", "reversal": "", "checkpoint": "chat", "gemma3_270m": "", "zipf": ""}
+CONFIGS = {
+    "addition": "tiny",
+    "reversal": "",
+    "checkpoint": "chat",
+    "gemma3_270m": "",
+    "zipf": "",
+    "star": "rationalise,tiny",
+}
 
 
 FOR_FILES = {

@@ -380,8 +380,11 @@ def test_ids_that_name_nothing_or_too_much(workdir, files, tmp_path):
         (f"{key}:-1", "wants KEY:ROW"),
         (f"{key}:32", "rows 0 to 31"),
         (f"{key[:5]}:0", "at least 6"),
-        ("000000000:0", "no generate or seed stage.*another --workdir"),
-        (f"{files.of('filter')[0][1]}:0", "is filter/.* wants the key of a generate or seed stage"),
+        ("000000000:0", "no generate or rationalise or seed stage.*another --workdir"),
+        (
+            f"{files.of('filter')[0][1]}:0",
+            "is filter/.* the key of a generate or rationalise or seed stage",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             trace_sample(catalogue, identity)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karploop.data.tasks import ForwardAddition, Multiplication, get_task, task_names
+from karploop.data.tasks import (
+    ForwardAddition,
+    Multiplication,
+    ScratchpadAddition,
+    get_task,
+    task_names,
+)
 from karploop.errors import UserError
 
 ALL_TASKS = [get_task(name) for name in task_names()]
@@ -65,6 +71,21 @@ def test_interleaving_changes_the_prompt_only(pair):
     assert interleaved.operands(prompt) == plain.operands(f"{a}+{b}=")
 
 
+@given(equally_long_numbers())
+def test_scratchpad_adds_digit_by_digit(pair):
+    a, b = map(backwards, pair)
+    prompt = "".join(x + y for x, y in zip(a, b, strict=True)) + "="
+    steps, total = get_task("scratchpad_addition").answer(prompt).split(":")
+    assert total == get_task("interleaved_addition").answer(prompt)
+    carry, digits = 0, ""
+    for step, x, y in zip(steps.split(","), a, b, strict=True):
+        asked, found = step.split("=")
+        assert asked == x + y
+        assert int(found) == int(x) + int(y) + carry and len(found) == 2
+        carry, digits = int(found[0]), digits + found[1]
+    assert total == digits + str(carry)
+
+
 @given(numbers, numbers)
 def test_multiplication_trace_is_true_line_by_line(a, b):
     trace = get_task("multiplication").answer(f"{backwards(a)}*{backwards(b)}=")
@@ -95,6 +116,7 @@ def test_multiplication_trace_is_true_line_by_line(a, b):
         ("interleaved_addition", "362514=", "9750"),
         ("forward_addition", "999+001=", None),
         ("forward_addition", "999+100=", "1099"),
+        ("scratchpad_addition", "785612=", "78=15,56=12,12=04:5240"),
         ("multiplication", "7*6=", "24=24"),
         (
             "multiplication",
@@ -142,6 +164,33 @@ def test_a_multiplication_without_equals_sign_gives_no_answer():
     task = get_task("multiplication")
     assert task.normalise("8040") == ""
     assert not task.verify("21*43=", "8040")
+
+
+def test_a_scratchpad_is_not_verified_unless_asked():
+    lenient, strict = (
+        get_task("scratchpad_addition"),
+        ScratchpadAddition("strict", check_steps=True),
+    )
+    prompt, gold = "785612=", "78=15,56=12,12=04:5240"
+    for task in (lenient, strict):
+        assert task.verify(prompt, f" {gold}\n")
+        assert not task.verify(prompt, "78=15,56=12,12=04:5250")
+        assert not task.verify(prompt, "5240")
+    assert lenient.verify(prompt, "78=99:5240") and not strict.verify(prompt, "78=99:5240")
+    with pytest.raises(UserError, match="name of its own"):
+        ScratchpadAddition(check_steps=True)
+
+
+def test_a_hint_is_the_answer_without_the_scratchpad():
+    task = get_task("scratchpad_addition")
+    assert task.hinted("785612=") == "785612(5240)="
+    for difficulty in (1, 2, 7):
+        prompts = task.sample_many(np.random.default_rng(0), difficulty, 50)
+        hinted = [task.hinted(prompt) for prompt in prompts]
+        assert {len(text) for text in hinted} == {task.max_hinted_length(difficulty)}
+        assert set("".join(hinted)) <= set(task.alphabet)
+    with pytest.raises(UserError, match="no problem of task scratchpad_addition"):
+        task.hinted("785612(5240)=")
 
 
 # What a task declares about itself

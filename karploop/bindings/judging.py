@@ -125,6 +125,10 @@ class Judging(Shared):
             self.stages.progress.say(objection)
         return {"fitness": found}, objection if config.fitness == "stop" else ""
 
+    def gold(self, index: int, samples: dict[int, Artifact]) -> Artifact:
+        """What is right by gold, for the generator that is given hints."""
+        return self._tally("verifier", index, samples)
+
     def filter(self, index: int, samples: dict[int, Artifact], verdicts) -> Artifact:
         """The selection, by the settings of the round that the filter declares to read."""
         chosen, matched = self.m.chosen, self.m.matched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict
+from typing import Any
 
 from karploop.bindings.shared import ROLES, Shared, home_of, inputs_of
 from karploop.chains.rendering import load_templates, read_text
@@ -12,6 +13,7 @@ from karploop.data.sources import labelled_again, round_prompts
 from karploop.records import SELECTION_FILE, Samples, Selection
 from karploop.sampling.by_chain import generate_by_chain
 from karploop.sampling.generate import generate
+from karploop.sampling.rationalise import rationalise
 from karploop.stages import Artifact
 
 # Settings of `generate` that are in its prompts already, and those that change no sample
@@ -19,7 +21,7 @@ _IN_PROMPTS = (
     *("problems", "prompts", "curriculum", "difficulty_step", "max_difficulty", "spread"),
     "advance",
 )
-_WITHOUT_EFFECT = ("batch", "fused_steps")
+_WITHOUT_EFFECT = ("batch", "fused_steps", "rationalise")
 
 
 class Sampling(Shared):
@@ -63,9 +65,7 @@ class Sampling(Shared):
         history: list[Artifact],
     ) -> Artifact:
         """Samples of one member; `history` as in `judge`, where a chain asks other roles."""
-        settings = asdict(self.config.generate)
-        for name in _IN_PROMPTS + _WITHOUT_EFFECT:
-            del settings[name]
+        settings = self._settings()
         if self.m.chain:
             return self._generate_by_chain(index, member, prompts, params, history, settings)
         del settings["chain"], settings["options"]
@@ -80,6 +80,34 @@ class Sampling(Shared):
             inputs={"prompts": prompts, "params": params},
             rng=self._rng(index, member),
         )
+
+    def rationalise(
+        self,
+        index: int,
+        prompts: Artifact,
+        samples: dict[int, Artifact],
+        gold: Artifact,
+        params: Artifact,
+    ) -> Artifact:
+        """Samples with the gold answer as a hint, of prompts without a right one among these."""
+        settings = self._settings()
+        del settings["chain"], settings["options"]
+        return self._run(
+            "rationalise",
+            functools.partial(
+                rationalise, **self.sampling, task=self.m.task, config=self.config.generate
+            ),
+            config=settings | self.asked | {"task": self.where["name"]},
+            inputs={"prompts": prompts, "params": params, "gold": gold} | inputs_of(samples),
+            rng=self._rng(index),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides a sample besides prompt and parameters."""
+        settings = asdict(self.config.generate)
+        for name in _IN_PROMPTS + _WITHOUT_EFFECT:
+            del settings[name]
+        return settings
 
     def _generate_by_chain(self, index, member, prompts, params, history, settings) -> Artifact:
         chain, roles = self.m.chain, self.m.roles
@@ -106,7 +134,7 @@ class Sampling(Shared):
         )
 
     def next_reach(self, reach: Reach, samples: dict[int, Artifact], selection: Artifact) -> Reach:
-        """The difficulties of the next round, by what this round kept."""
-        rows = Samples.gather(inputs_of(samples))
+        """The difficulties of the next round, by what this round kept of samples without a hint."""
+        rows, own_S = Samples.gather(inputs_of(samples)), ~Samples.by_hint(inputs_of(samples))
         kept_S = Selection.from_table(selection.table(SELECTION_FILE)).kept_S
-        return following(self.config, reach, rows.difficulty_S, kept_S)
+        return following(self.config, reach, rows.difficulty_S[own_S], kept_S[own_S])

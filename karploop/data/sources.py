@@ -7,6 +7,7 @@ seed: arms and seeds are measured on the same problems.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,7 @@ from karploop.errors import UserError
 from karploop.records import (
     EXAMPLES_FILE,
     HELD_OUT_FILE,
+    HINTED_FILE,
     PROMPTS_FILE,
     Examples,
     Problems,
@@ -93,6 +95,8 @@ def seed_data(
 ) -> None:
     """The labelled problems with their gold completions; drawn here unless `labelled` names them.
 
+    With `task.hints` they come a second time, with a hint in the prompt, in `hinted.parquet`.
+
     Raises:
       UserError: the task has problems without a gold answer.
     """
@@ -113,6 +117,9 @@ def seed_data(
         row=np.arange(len(problems)),
     )
     context.write_table(EXAMPLES_FILE, examples.to_table())
+    if config.task.hints:
+        hinted = dataclasses.replace(examples, prompts=list(map(task.hinted, problems.prompts)))
+        context.write_table(HINTED_FILE, hinted.to_table())
 
 
 def held_out_sets(context: StageContext, *, task: Task, config: Config) -> None:

@@ -20,9 +20,14 @@ WATCH_FILE = "watch.json"
 
 def watch(context: StageContext, *, task: Task) -> None:
     """Writes `watch.json`: metric → number, or null where there is nothing to average."""
-    samples = Samples.gather(context.inputs)
+    samples, hinted_S = Samples.gather(context.inputs), Samples.by_hint(context.inputs)
     selection = Selection.from_table(context.inputs["selection"].table(SELECTION_FILE))
-    metrics = {k: None if math.isnan(v) else v for k, v in round_metrics(samples, selection, task)}
+    own = np.flatnonzero(~hinted_S)
+    found = round_metrics(samples.take(own), selection.take(own), task)
+    if any(artifact.manifest.stage == "rationalise" for artifact in context.inputs.values()):
+        rows = np.flatnonzero(hinted_S)
+        found += hint_metrics(samples.take(rows), selection.take(rows), task)
+    metrics = {k: None if math.isnan(v) else v for k, v in found}
     (context.directory / WATCH_FILE).write_text(json.dumps(metrics, indent=1) + "\n")
 
 
@@ -33,12 +38,7 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
     all rows; both are missing for a task that cannot judge. `distinct_answers` counts different
     completions a prompt, over the samples a prompt.
     """
-    rows = zip(samples.prompts, samples.completions, samples.finished_S, strict=True)
-    right_S = np.full(len(samples), math.nan)
-    if task.verifiable:
-        right_S[:] = [
-            bool(finished) and task.verify(prompt, text) for prompt, text, finished in rows
-        ]
+    right_S = _right(samples, task)
     kept_S = selection.kept_S
     lengths_S = np.array([len(tokens) for tokens in samples.tokens])
     ids = samples.prompt_id_S.tolist()
@@ -68,6 +68,30 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
         ("tokens/generate", float(lengths_S.sum())),
         *by_difficulty,
     ]
+
+
+def hint_metrics(samples: Samples, selection: Selection, task: Task) -> list[tuple[str, float]]:
+    """Of the rows that were written with the gold answer as a hint, which no other metric counts:
+    how many there are, are right and were kept, and the share that is right by difficulty."""
+    right_S, difficulty_S = _right(samples, task), samples.difficulty_S
+    return [
+        ("hinted", float(len(samples))),
+        ("hinted_right", float(right_S.sum())),
+        ("hinted_kept", float(selection.kept_S.sum())),
+        *(
+            (f"hinted_accuracy/{d}", _mean(right_S[difficulty_S == d]))
+            for d in np.unique(difficulty_S)
+        ),
+    ]
+
+
+def _right(samples: Samples, task: Task) -> np.ndarray:
+    """1 or 0 by gold, right_S; NaN for a task that cannot judge."""
+    rows = zip(samples.prompts, samples.completions, samples.finished_S, strict=True)
+    right_S = np.full(len(samples), math.nan)
+    if task.verifiable:
+        right_S[:] = [bool(ended) and task.verify(prompt, text) for prompt, text, ended in rows]
+    return right_S
 
 
 def _mean(values: np.ndarray) -> float:

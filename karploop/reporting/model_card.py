@@ -17,6 +17,10 @@ from karploop.reporting.tables import (
 )
 
 _COUNTS = ("samples", "kept", "label_precision")
+_HINTS = (
+    "Problems that it found no right answer to were asked again with the gold answer as a hint; "
+    "what was right then was learnt without the hint, and the table does not count it."
+)
 
 
 def model_card(
@@ -62,6 +66,7 @@ def model_card(
         f"loop: the model answers problems of `{_code(task['name'])}`, the filter "
         f"`{_code(kept['name'])}` chooses among its answers, and it is trained on those ({how}, "
         f"{train['steps']} steps a round).",
+        *([_HINTS] if any(c["generate"].get("rationalise") for c in begun.values()) else []),
         *([_changes(begun, config)] if len(begun) > 1 else []),
         *([f"Not a result: {_code(summary['diagnostic'])}."] if "diagnostic" in summary else []),
         "## Data",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from karploop.config import RegimeConfig, TrainConfig
-from karploop.records import Record
+from karploop.records import HINTED_FILE, Record
 from karploop.stages import Artifact
 
 
@@ -31,13 +31,16 @@ def mix(
     """Labelled rows and the kept rows that the regime wants, each with its weight.
 
     Args:
-      inputs: 'seed' where labelled rows are learnt from, and 'kept_0' … 'kept_r', of the rounds,
-        newest last.
+      inputs: 'seed' where labelled rows are learnt from, with hints if it has such, and 'kept_0' …
+        'kept_r', of the rounds, newest last.
       kind: of record, in `file` of each.
     """
     kept = sorted((n for n in inputs if n.startswith("kept_")), key=lambda n: int(n[5:]))
     names = [*(["seed"] if "seed" in inputs else []), *kept]
-    parts = [kind.from_table(inputs[name].table(file)) for name in names]
+    tables = [(name, inputs[name].table(file)) for name in names]
+    if "seed" in inputs and HINTED_FILE in inputs["seed"].manifest.files:
+        tables.insert(1, ("seed", inputs["seed"].table(HINTED_FILE)))
+    names, parts = zip(*((name, kind.from_table(table)) for name, table in tables), strict=True)
     part_N = np.repeat(names, [len(part) for part in parts])
     chosen_N = np.ones(len(part_N), bool)
     if kept and regime.data == "budget":

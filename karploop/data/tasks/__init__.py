@@ -5,6 +5,7 @@ from karploop.data.tasks.base import Task
 from karploop.data.tasks.dataset import DatasetTask, Problem
 from karploop.data.tasks.multiplication import Multiplication
 from karploop.data.tasks.registry import get_task, home_module, register, task_names
+from karploop.data.tasks.scratchpad import ScratchpadAddition
 from karploop.data.tasks.strings import Copy, Reverse
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Problem",
     "Reverse",
     "ReverseAddition",
+    "ScratchpadAddition",
     "Task",
     "get_task",
     "home_module",

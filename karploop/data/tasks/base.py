@@ -9,6 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from karploop.errors import UserError
+
 
 class ScorerFailed(Exception):
     """A scorer broke down on a text: whether the text is right is not known. Says why."""
@@ -54,6 +56,11 @@ class Task(ABC):
         """Whether `verify` can judge every problem; a task without answers may still do so."""
         return True
 
+    @property
+    def hintable(self) -> bool:
+        """Whether `hinted` can write every problem."""
+        return False
+
     @abstractmethod
     def sample(self, rng: np.random.Generator, difficulty: int) -> str:
         """One prompt at exactly `difficulty`; each prompt there has a chance above zero.
@@ -88,6 +95,18 @@ class Task(ABC):
     @abstractmethod
     def max_completion_length(self, difficulty: int) -> int:
         """Length in characters, without eos, of the longest gold completion at `difficulty`."""
+
+    def hinted(self, prompt: str) -> str:
+        """The prompt with its gold answer as a hint, for those who rationalise (arXiv 2203.14465).
+
+        Raises:
+          UserError: the task writes no hints, or `prompt` is no problem of it.
+        """
+        raise UserError(f"task {self.name} does not say how a hint is written: give it `hinted`")
+
+    def max_hinted_length(self, difficulty: int) -> int:
+        """Length in characters, without bos and eos, of the longest hinted prompt there."""
+        raise UserError(f"task {self.name} does not say how a hint is written: give it `hinted`")
 
     def normalise(self, completion: str) -> str:
         """What votes and the verifier compare: the final answer, stripped of blanks.

@@ -10,6 +10,7 @@ from karploop.data.tasks.addition import ForwardAddition, ReverseAddition
 from karploop.data.tasks.address import nearest
 from karploop.data.tasks.base import Task
 from karploop.data.tasks.multiplication import Multiplication
+from karploop.data.tasks.scratchpad import ScratchpadAddition
 from karploop.data.tasks.strings import Copy, Reverse
 from karploop.errors import UserError
 
@@ -21,6 +22,7 @@ _TASKS: dict[str, Task] = {
         ReverseAddition(),
         ReverseAddition(name="interleaved_addition", interleave=True),
         ForwardAddition(),
+        ScratchpadAddition(),
         Multiplication(),
     )
 }
