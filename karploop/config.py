@@ -210,8 +210,11 @@ class PreferenceConfig:
     """Which completions of a prompt make a pair of a better and a worse one."""
 
     # best_worst: the highest and the lowest score; all_pairs: each with each; consistent: those
-    # that a judge decides alike in both orders.
-    pairing: str = option("best_worst", choices=("best_worst", "all_pairs", "consistent"))
+    # that a judge decides alike in both orders; labelled: a gold completion and each that was
+    # sampled in its place, which takes no judge (SPIN, arXiv 2401.01335).
+    pairing: str = option(
+        "best_worst", choices=("best_worst", "all_pairs", "consistent", "labelled")
+    )
     margin: float = option(0.0, low=0.0)  # least difference of scores, besides that there is one
     per_prompt: int = option(0, low=0)  # most pairs, those of the largest margins; 0: all
     desirable: float = option(0.5, low=0.0, high=1.0)  # kto: scores above are good, below bad
@@ -290,6 +293,8 @@ class ChainOptions:
 class GenerateConfig:
     """One round's sampling: new prompts, and the curriculum that decides how hard they are."""
 
+    # new: drawn anew each round; labelled: those of the labelled problems, without their answers.
+    problems: str = option("new", choices=("new", "labelled"))
     prompts: int = option(2048, low=1)
     samples: int = option(1, low=1)  # completions a prompt
     difficulty_step: int = option(1, low=0)  # 0 keeps sampling up to the seed difficulty
@@ -547,6 +552,7 @@ def _check_consistency(config: Config) -> None:
                 f"'config.model.max_length' of {config.model.max_length}"
             )
     _check_regime(config)
+    _check_labelled(config)
     _check_objective(config)
     _check_filter(config.filter)
     if config.warmup.lora.rank:
@@ -578,6 +584,27 @@ def _check_regime(config: Config) -> None:
         )
 
 
+def pairs_labelled(config: Config) -> bool:
+    """Whether what is compared are gold completions and samples, which no judge decides."""
+    compares = config.objective.name not in ("sft", "kto", "policy_gradient")
+    return compares and config.preference.pairing == "labelled"
+
+
+def _check_labelled(config: Config) -> None:
+    """Rules of rounds that go back to the labelled problems."""
+    labelled = config.generate.problems == "labelled"
+    if labelled and not config.task.seed_problems:
+        raise UserError(
+            "'config.generate.problems=labelled' goes back to labelled problems, and there are "
+            "none: raise 'config.task.seed_problems'"
+        )
+    if pairs_labelled(config) and not labelled:
+        raise UserError(
+            "'config.preference.pairing=labelled' compares samples with gold completions: set "
+            "'config.generate.problems' to labelled, too"
+        )
+
+
 def _check_objective(config: Config) -> None:
     """Rules of what is minimised, and on what."""
     wanted = config.objective
@@ -599,7 +626,8 @@ def _check_objective(config: Config) -> None:
             f"'config.regime.seed_share' is a share of labelled rows, which are imitated, and "
             f"{name} imitates none: leave it at −1"
         )
-    if config.generate.samples < 2 and wanted.name != "kto":
+    alone = wanted.name == "kto" or pairs_labelled(config)
+    if config.generate.samples < 2 and not alone:
         raise UserError(
             f"{name} compares completions of a prompt, and there is one: set "
             "'config.generate.samples' to 2 or more"

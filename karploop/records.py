@@ -203,8 +203,8 @@ class Contrasts(Record):
     chosen: list[str]
     rejected: list[str]
     difficulty: IntColumn
-    margin: FloatColumn  # the better one's score minus the worse one's
-    chosen_source: list[str]  # the key of the generate stage that wrote it
+    margin: FloatColumn  # the better one's score minus the worse one's; NaN where nobody judged
+    chosen_source: list[str]  # 'seed', or the key of the generate stage that wrote it
     chosen_row: IntColumn  # the row in that stage's table
     rejected_source: list[str]
     rejected_row: IntColumn

@@ -8,11 +8,15 @@ from dataclasses import asdict
 from karploop.bindings.shared import ROLES, Shared, home_of, inputs_of
 from karploop.chains.rendering import load_templates, read_text
 from karploop.curriculum import following, window
-from karploop.data.sources import round_prompts
+from karploop.data.sources import labelled_again, round_prompts
 from karploop.records import SELECTION_FILE, Samples, Selection
 from karploop.sampling.by_chain import generate_by_chain
 from karploop.sampling.generate import generate
 from karploop.stages import Artifact
+
+# Settings of `generate` that are in its prompts already, and those that change no sample
+_IN_PROMPTS = ("problems", "prompts", "difficulty_step", "max_difficulty", "spread", "advance")
+_WITHOUT_EFFECT = ("batch", "fused_steps")
 
 
 class Sampling(Shared):
@@ -22,6 +26,14 @@ class Sampling(Shared):
         difficulties = window(self.config, newest)
         count = self.config.generate.prompts
         shown = list(self.m.policy.prompting.shown)
+        if self.config.generate.problems == "labelled":
+            return self._run(
+                "prompts",
+                functools.partial(labelled_again, count=count, shown=shown),
+                config=self.where | {"problems": "labelled", "prompts": count, "shown": shown},
+                inputs={"seed": self.seed},
+                rng=self._rng(index),
+            )
         return self._run(
             "prompts",
             functools.partial(
@@ -49,10 +61,8 @@ class Sampling(Shared):
     ) -> Artifact:
         """Samples of one member; `history` as in `judge`, where a chain asks other roles."""
         settings = asdict(self.config.generate)
-        for name in ("prompts", "difficulty_step", "max_difficulty", "spread", "advance"):
-            del settings[name]  # in the prompts already
-        for name in ("batch", "fused_steps"):
-            del settings[name]  # without effect on the samples
+        for name in _IN_PROMPTS + _WITHOUT_EFFECT:
+            del settings[name]
         if self.m.chain:
             return self._generate_by_chain(index, member, prompts, params, history, settings)
         del settings["chain"], settings["options"]

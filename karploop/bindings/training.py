@@ -9,7 +9,7 @@ from karploop.bindings.shared import BASE, Shared, inputs_of
 from karploop.config import RegimeConfig, TrainConfig
 from karploop.filtering.labels import labels
 from karploop.filtering.noise import corrupt
-from karploop.filtering.pairs import pairs
+from karploop.filtering.pairs import labelled_pairs, pairs
 from karploop.fingerprint import fingerprint
 from karploop.models.checkpoint import IMPORTING
 from karploop.models.weights import take_in
@@ -108,7 +108,8 @@ class Training(Shared):
         if objective.lesson == EXAMPLES:
             lesson = self.corrupt(index, selection)
         else:
-            inputs = inputs_of(samples) | {"verdicts": verdicts, "selection": selection}
+            inputs = inputs_of(samples) | {"selection": selection}
+            inputs |= {"verdicts": verdicts} if verdicts else {}
             if objective.lesson == EPISODES:
                 lesson = self._experience(index, inputs, params, base)
             else:
@@ -121,6 +122,9 @@ class Training(Shared):
         if kind == LABELS:
             settings = {"threshold": config.desirable}
             function = functools.partial(labels, **settings)
+        elif config.pairing == "labelled":
+            function, settings = labelled_pairs, {"pairing": config.pairing}
+            inputs = inputs | {"seed": self.seed}
         else:
             function = functools.partial(pairs, config=config)
             settings = asdict(config)

@@ -189,6 +189,28 @@ def round_prompts(
     (context.directory / OVERLAPS_FILE).write_text(json.dumps(overlaps, indent=1) + "\n")
 
 
+def labelled_again(context: StageContext, *, count: int, shown: Sequence[str] = ()) -> None:
+    """Prompts of inputs['seed'], drawn without repetition, without their answers and without
+    `shown`. They were held apart from the held-out ones when they were drawn."""
+    examples = Examples.from_table(context.inputs["seed"].table(EXAMPLES_FILE))
+    free = [i for i, prompt in enumerate(examples.prompts) if prompt not in frozenset(shown)]
+    if not free:
+        raise UserError(
+            "'config.generate.problems=labelled' finds no labelled problem but those that are "
+            "shown as examples: raise 'config.task.seed_problems'"
+        )
+    if len(free) < count:
+        context.say(f"prompts: only {len(free)} of the {count} wanted are labelled")
+    rows = context.numpy_rng.permutation(free)[:count].tolist()
+    table = {
+        "difficulty": examples.difficulty[rows],
+        "prompt": [examples.prompts[i] for i in rows],
+    }
+    context.write_table(PROMPTS_FILE, pa.table(table))
+    overlaps = {kind.replace("-", ""): 0 for kind in (EXACT, QUOTED, NGRAM)}
+    (context.directory / OVERLAPS_FILE).write_text(json.dumps(overlaps, indent=1) + "\n")
+
+
 def _clean(
     task: Task, prompts: list[str], held_out: Sequence[str], fraction: float
 ) -> tuple[list[str], dict[str, int]]:
