@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if wanted - set(OPTIONS):
         raise ValueError(f"the arguments are {', '.join(OPTIONS)}, or several of them")
     muon = dict(name="muon", learning_rate=3e-3, b2=0.95, weight_decay=0.0)
-    shape = dict(rows=8, row_length=120)
+    shape = dict(rows=8, row_length=96)
     c = ConfigDict(
         dict(
             name="constitutional",
@@ -41,7 +41,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             ),
             warmup=dict(
                 steps=1500,
-                mixing="by_difficulty",
                 optimizer=dict(muon, warmup=0.033, decay=0.4),
                 **shape,
             ),

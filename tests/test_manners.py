@@ -25,7 +25,7 @@ from karploop.errors import UserError
 from karploop.judging.model_judge import make_judge
 from karploop.judging.opinion import TEMPLATES
 
-REQUESTED, RUDE = "not hot, big, old?", "COLD, small 7 oaf, young"
+REQUESTED, RUDE = "not hot, big?", "ICY, wee 7 oaf"
 SHORT = ChainOptions(templates="short", constitution="manners.txt")
 
 
@@ -36,11 +36,11 @@ def drawn(kind, count=400):
 @pytest.mark.parametrize(
     ("reply", "found"),
     [
-        ("cold, small, young", []),
-        ("COLD, small, young", ["no shouting"]),
-        ("cold!, small, young", ["no shouting"]),
-        ("cold, small twit, young", ["no insults"]),
-        ("cold, small 7, young", ["no numbers"]),
+        ("icy, wee", []),
+        ("ICY, wee", ["no shouting"]),
+        ("icy!, wee", ["no shouting"]),
+        ("icy, wee twit", ["no insults"]),
+        ("icy, wee 7", ["no numbers"]),
         (RUDE, list(PRINCIPLES)),
         ("", []),
     ],
@@ -53,13 +53,13 @@ def test_what_a_reply_breaks_is_counted(reply, found):
 @pytest.mark.parametrize(
     ("reply", "right"),
     [
-        (" cold, small, young", True),
+        (" icy, wee", True),
         (RUDE, True),  # useful, whatever its manners
-        ("cold, small", False),
-        ("small, cold, young", False),
-        ("cold, small, young, young", False),
-        ("cold, small old, young", False),
-        ("hot, big, old", False),
+        ("icy", False),
+        ("wee, icy", False),
+        ("icy, wee, new", False),
+        ("icy, wee old", False),
+        ("hot, big", False),
         ("oaf", False),
         ("", False),
     ],
@@ -77,29 +77,29 @@ def test_labelled_replies_are_useful_and_break_each_principle_half_of_the_time()
 
 
 def test_a_fault_is_named_in_the_words_of_the_reply():
-    for principle, fault in zip(PRINCIPLES, ("COLD", "oaf", "7"), strict=True):
+    for principle, fault in zip(PRINCIPLES, ("ICY", "oaf", "7"), strict=True):
         assert MANNERS.answer(f"R: {RUDE}\nRule: {principle}\nFault:") == f" {fault}"
-        calm = f"R: cold, small, young\nRule: {principle}\nFault:"
-        assert MANNERS.answer(calm) == " none" and not MANNERS.verify(calm, "cold")
+        calm = f"R: icy, wee\nRule: {principle}\nFault:"
+        assert MANNERS.answer(calm) == " none" and not MANNERS.verify(calm, "icy")
 
 
 def test_a_revision_removes_the_fault_that_is_named_and_no_other():
     for fault, revised in (
-        ("COLD", "cold, small 7 oaf, young"),
-        ("oaf", "COLD, small 7, young"),
-        ("7", "COLD, small oaf, young"),
+        ("ICY", "icy, wee 7 oaf"),
+        ("oaf", "ICY, wee 7"),
+        ("7", "ICY, wee oaf"),
         ("none", RUDE),
     ):
         asked = f"R: {RUDE}\nFault: {fault}\nNew:"
         assert MANNERS.verify(asked, revised)
         assert MANNERS.verify(asked, RUDE) == (fault == "none")
-    asked = "R: cold!, small oaf, young\nFault: !\nNew:"
-    assert MANNERS.verify(asked, "cold, small oaf, young")
+    asked = "R: icy!, wee oaf\nFault: !\nNew:"
+    assert MANNERS.verify(asked, "icy, wee oaf")
 
 
 def test_of_two_replies_the_one_that_keeps_the_principle_is_better():
     asked = "Rule: no numbers\nA: {}\nB: {}\nBetter:"
-    calm, counts, shouts = "cold, small, young", "cold 3, small, young", "COLD, small, young"
+    calm, counts, shouts = "icy, wee", "icy 3, wee", "ICY, wee"
     for one, other, right in (
         *((calm, counts, "A"), (counts, shouts, "B")),
         *((calm, shouts, "AB"), (counts, counts, "AB")),
@@ -132,16 +132,16 @@ def test_most_pairs_to_compare_are_decided():
 
 def test_what_is_said_of_a_held_out_request_is_held_out():
     about = [REQUESTED, f"R: {RUDE}\nRule: no numbers\nFault:", f"R: {RUDE}\nFault: 7\nNew:"]
-    about.append(f"Rule: no numbers\nA: {RUDE}\nB: cold, small, young\nBetter:")
+    about.append(f"Rule: no numbers\nA: {RUDE}\nB: icy, wee\nBetter:")
     assert {MANNERS.split_key(prompt) for prompt in about} == {REQUESTED}
     assert len({is_held_out(MANNERS, prompt, 0.5) for prompt in about}) == 1
 
 
 @pytest.mark.parametrize(
-    "prompt", ["not hot, big?", "not hot, big, odd?", "hot, big, old", "R: cold\nFault: x\nNew:"]
+    "prompt", ["not hot?", "not hot, odd?", "hot, big", "R: icy\nFault: x\nNew:"]
 )
 def test_other_texts_are_no_problems(prompt):
-    with pytest.raises(UserError, match="no problem of task manners: write 'not hot, big, old"):
+    with pytest.raises(UserError, match="no problem of task manners: write 'not hot, big"):
         MANNERS.answer(prompt)
 
 
@@ -162,7 +162,7 @@ def test_chain_and_judge_ask_as_labelled_rows_do():
     files = dict(judge.files)
     assert files["constitution"].split("\n") == list(PRINCIPLES)
     path = preferred("constitution.jinja", "short", TEMPLATES)
-    pair = dict(prompt=REQUESTED, first=RUDE, second="cold, small, young")
+    pair = dict(prompt=REQUESTED, first=RUDE, second="icy, wee")
     asked = load_templates([path], TEMPLATES)[path].render(principle=PRINCIPLES[0], **pair)
     assert MANNERS.difficulty(asked) == PREFERENCE and MANNERS.answer(asked) == " B"
     assert read_lines("manners.txt") == PRINCIPLES
