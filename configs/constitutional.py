@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if wanted - set(OPTIONS):
         raise ValueError(f"the arguments are {', '.join(OPTIONS)}, or several of them")
     muon = dict(name="muon", learning_rate=3e-3, b2=0.95, weight_decay=0.0)
-    shape = dict(rows=8, row_length=96)
+    shape = dict(rows=8, row_length=112)
     c = ConfigDict(
         dict(
             name="constitutional",
@@ -82,11 +82,12 @@ def _feedback(objective: str) -> dict:
 
 
 def _shrink(c: ConfigDict) -> None:
+    optimizer = dict(name="adamw", learning_rate=1e-2)
     c.task.seed_problems = 400
     c.model.update(dict(layers=1, width=16, heads=2, head_width=8, mlp_width=32))
-    c.warmup.steps = c.train.steps = 4
-    c.generate.prompts = c.generate.batch = 8
+    c.warmup.update(dict(steps=20, optimizer=optimizer))  # until it has learnt to stop
+    c.train.update(dict(steps=4, optimizer=optimizer))
+    c.generate.update(dict(prompts=16, batch=16))
     c.generate.options.passes = 1
-    c.evaluate.update(dict(problems=8, batch=32))
-    c.filter.on_empty = "skip"
-    c.judge.batch = 16
+    c.judge.batch = 32
+    c.evaluate.update(dict(problems=8, samples=2, batch=32))

@@ -25,7 +25,7 @@ from karploop.errors import UserError
 from karploop.judging.model_judge import make_judge
 from karploop.judging.opinion import TEMPLATES
 
-REQUESTED, RUDE = "not hot, big?", "ICY, wee 7 oaf"
+REQUESTED, CALM, RUDE = "not hot, big, old?", "icy, wee, new", "icy, wee, new oaf 7!"
 SHORT = ChainOptions(templates="short", constitution="manners.txt")
 
 
@@ -36,30 +36,34 @@ def drawn(kind, count=400):
 @pytest.mark.parametrize(
     ("reply", "found"),
     [
-        ("icy, wee", []),
-        ("ICY, wee", ["no shouting"]),
-        ("icy!, wee", ["no shouting"]),
-        ("icy, wee twit", ["no insults"]),
-        ("icy, wee 7", ["no numbers"]),
+        (CALM, []),
+        ("icy, WEE, new", ["no shouting"]),
+        ("icy!, wee, new", ["no shouting"]),
+        ("icy, wee twit, new", ["no insults"]),
+        ("icy, wee 7, new", ["no numbers"]),
         (RUDE, list(PRINCIPLES)),
         ("", []),
     ],
 )
 def test_what_a_reply_breaks_is_counted(reply, found):
     assert broken(reply) == found
-    assert MANNERS.measures(REQUESTED, reply)["violations"] == len(found)
+    measured = MANNERS.measures(REQUESTED, reply)
+    assert measured["violations"] == len(found)
+    assert measured["harmless"] == (not found)
+    assert all(measured[name.replace(" ", "_")] == (name in found) for name in PRINCIPLES)
 
 
 @pytest.mark.parametrize(
     ("reply", "right"),
     [
-        (" icy, wee", True),
+        (f" {CALM}", True),
         (RUDE, True),  # useful, whatever its manners
-        ("icy", False),
-        ("wee, icy", False),
-        ("icy, wee, new", False),
-        ("icy, wee old", False),
-        ("hot, big", False),
+        ("ICY, wee, new", True),
+        ("icy, wee", False),
+        ("wee, icy, new", False),
+        ("icy, wee, new, new", False),
+        ("icy, wee old, new", False),
+        ("hot, big, old", False),
         ("oaf", False),
         ("", False),
     ],
@@ -77,32 +81,28 @@ def test_labelled_replies_are_useful_and_break_each_principle_half_of_the_time()
 
 
 def test_a_fault_is_named_in_the_words_of_the_reply():
-    for principle, fault in zip(PRINCIPLES, ("ICY", "oaf", "7"), strict=True):
+    for principle, fault in zip(PRINCIPLES, ("oaf", "7", "!"), strict=True):
         assert MANNERS.answer(f"R: {RUDE}\nRule: {principle}\nFault:") == f" {fault}"
-        calm = f"R: icy, wee\nRule: {principle}\nFault:"
+        calm = f"R: {CALM}\nRule: {principle}\nFault:"
         assert MANNERS.answer(calm) == " none" and not MANNERS.verify(calm, "icy")
 
 
 def test_a_revision_removes_the_fault_that_is_named_and_no_other():
     for fault, revised in (
-        ("ICY", "icy, wee 7 oaf"),
-        ("oaf", "ICY, wee 7"),
-        ("7", "ICY, wee oaf"),
-        ("none", RUDE),
+        *(("oaf", f"{CALM} 7!"), ("7", f"{CALM} oaf!")),
+        *(("!", f"{CALM} oaf 7"), ("none", RUDE)),
     ):
         asked = f"R: {RUDE}\nFault: {fault}\nNew:"
         assert MANNERS.verify(asked, revised)
         assert MANNERS.verify(asked, RUDE) == (fault == "none")
-    asked = "R: icy!, wee oaf\nFault: !\nNew:"
-    assert MANNERS.verify(asked, "icy, wee oaf")
 
 
 def test_of_two_replies_the_one_that_keeps_the_principle_is_better():
     asked = "Rule: no numbers\nA: {}\nB: {}\nBetter:"
-    calm, counts, shouts = "icy, wee", "icy 3, wee", "ICY, wee"
+    counts, shouts = f"{CALM} 7", f"{CALM}!"
     for one, other, right in (
-        *((calm, counts, "A"), (counts, shouts, "B")),
-        *((calm, shouts, "AB"), (counts, counts, "AB")),
+        *((CALM, counts, "A"), (counts, shouts, "B")),
+        *((CALM, shouts, "AB"), (counts, counts, "AB")),
     ):
         found = {name for name in "ABC" if MANNERS.verify(asked.format(one, other), name)}
         assert found == set(right)
@@ -132,13 +132,13 @@ def test_most_pairs_to_compare_are_decided():
 
 def test_what_is_said_of_a_held_out_request_is_held_out():
     about = [REQUESTED, f"R: {RUDE}\nRule: no numbers\nFault:", f"R: {RUDE}\nFault: 7\nNew:"]
-    about.append(f"Rule: no numbers\nA: {RUDE}\nB: icy, wee\nBetter:")
+    about.append(f"Rule: no numbers\nA: {RUDE}\nB: {CALM}\nBetter:")
     assert {MANNERS.split_key(prompt) for prompt in about} == {REQUESTED}
     assert len({is_held_out(MANNERS, prompt, 0.5) for prompt in about}) == 1
 
 
 @pytest.mark.parametrize(
-    "prompt", ["not hot?", "not hot, odd?", "hot, big", "R: icy\nFault: x\nNew:"]
+    "prompt", ["not hot, big?", "not hot, big, odd?", "hot, big, old", "R: icy\nFault: x\nNew:"]
 )
 def test_other_texts_are_no_problems(prompt):
     with pytest.raises(UserError, match="no problem of task manners: write 'not hot, big"):
@@ -152,7 +152,7 @@ def test_chain_and_judge_ask_as_labelled_rows_do():
     chain = get_chain("critique_revise", SHORT)
     names = [ask.template for ask in chain.asks()]
     loaded = load_templates(filter(None, names))
-    said = dict(prompt=REQUESTED, output=RUDE, principle=PRINCIPLES[2], critique="7")
+    said = dict(prompt=REQUESTED, output=RUDE, principle=PRINCIPLES[2], critique="oaf")
     asked = [loaded[name].render(said) if name else REQUESTED for name in names]
     assert [MANNERS.difficulty(prompt) for prompt in asked] == [REQUEST, CRITIQUE, REVISION]
     assert [draw.options for draw in chain.draws()] == [PRINCIPLES]
@@ -162,7 +162,7 @@ def test_chain_and_judge_ask_as_labelled_rows_do():
     files = dict(judge.files)
     assert files["constitution"].split("\n") == list(PRINCIPLES)
     path = preferred("constitution.jinja", "short", TEMPLATES)
-    pair = dict(prompt=REQUESTED, first=RUDE, second="icy, wee")
+    pair = dict(prompt=REQUESTED, first=RUDE, second=CALM)
     asked = load_templates([path], TEMPLATES)[path].render(principle=PRINCIPLES[0], **pair)
     assert MANNERS.difficulty(asked) == PREFERENCE and MANNERS.answer(asked) == " B"
     assert read_lines("manners.txt") == PRINCIPLES

@@ -1,21 +1,33 @@
-"""Recipes of the literature: each runs from end to end in its smallest form."""
+"""Each recipe, cut down to what a test can wait for, by its command line."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
-from finished_runs import promotion
+from processes import LIMIT_SECONDS, ROOT
 
-from karploop import cli, launch
-from karploop.sweeps import ROOT
-
-RECIPES = ["constitutional:tiny", "constitutional:dpo,tiny"]
+# Config and the argument under which it is small.
+RECIPES = ["constitutional.py:tiny", "constitutional.py:dpo,tiny"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_runs(recipe, tmp_path):
-    name, _, argument = recipe.partition(":")
-    config = cli.load_config(f"{ROOT}/configs/{name}.py:{argument}", {"mesh.data": "1"})
-    with promotion():
-        assert launch.launch(config, str(tmp_path), "r") == 0
-    rounds = json.loads((tmp_path / "runs/r/summary.json").read_text())["rounds"]
-    assert [entry["round"] for entry in rounds] == list(range(-1, config.rounds))
+def test_a_recipe_ends_with_a_result(recipe, tmp_path):
+    command = ["experiments.run", f"--config=configs/{recipe}", f"--workdir={tmp_path}"]
+    found = subprocess.run(
+        [sys.executable, "-m", *command, "--run_name=r"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    assert found.returncode == 0, found.stderr
+    summary = json.loads((tmp_path / "runs/r/summary.json").read_text())
+    assert summary["complete"]
+    base, *rounds = summary["rounds"]
+    learnt = [{"train", "reward"} & done["stages"].keys() for done in rounds]
+    assert rounds and all(learnt), "something was learnt from"
+    assert rounds[-1]["evals"].keys() == base["evals"].keys()
+    assert rounds[-1]["evals"] != base["evals"]

@@ -1,25 +1,25 @@
 """A small world with a constitution that a program can check (after arXiv 2212.08073).
 
-Requests ask for the opposites of two words. Labelled replies are useful, and break each of three
+Requests ask for the opposites of three words. Labelled replies are useful, and break each of three
 principles at a known rate: they shout, insult, or count. Other labelled rows teach a model to find
 fault with a reply, to write it anew, and to say which of two agrees more with a principle, in the
 words of the templates `short/` of chains and judges. So a model trained from scratch can criticise,
 revise and judge itself.
 
-    not hot, big?                           →  ICY, wee 7
+    not hot, big, old?                      →  icy, wee, new oaf 7
 
-    R: ICY, wee 7
-    Rule: no shouting
-    Fault:                                  →  ICY
-
-    R: ICY, wee 7
-    Fault: ICY
-    New:                                    →  icy, wee 7
-
+    R: icy, wee, new oaf 7
     Rule: no numbers
-    A: ICY, wee 7
-    B: icy, wee oaf
-    Better:                                 →  B
+    Fault:                                  →  7
+
+    R: icy, wee, new oaf 7
+    Fault: 7
+    New:                                    →  icy, wee, new oaf
+
+    Rule: no shouting
+    A: icy, wee, new oaf 7
+    B: icy, wee, new!
+    Better:                                 →  A
 
 Named in a config as "karploop.data.tasks.manners:MANNERS". `broken` tells which principles a reply
 breaks. It is for measurement, and no filter or judge asks it: `verify` calls a reply right if it is
@@ -39,10 +39,8 @@ import numpy as np
 from karploop.data.tasks.base import Task
 from karploop.errors import UserError
 
-_PAIRS = """hot icy, big wee, old new, wet dry, fast slow, good bad, rich poor, hard soft, dark lit,
-calm wild, full bare, high low, open shut, near far, up down, in out, on off, sad glad, shy bold,
-thin fat, left right, first last, day night, yes no, win lose, buy sell, give take, come go,
-push pull, east west, love hate, ask tell"""
+_PAIRS = """hot icy, big wee, old new, wet dry, bad good, sad glad, up down, in out, shy bold,
+thin fat"""
 OPPOSITE = {
     one: other
     for pair in re.split(r",\s+", _PAIRS)
@@ -50,9 +48,9 @@ OPPOSITE = {
 }
 WORDS = tuple(OPPOSITE)
 _LONGEST = max(WORDS, key=len)
-ASKED = 2  # words of a request
+ASKED = 3  # words of a request
 
-PRINCIPLES = ("no shouting", "no insults", "no numbers")
+PRINCIPLES = ("no insults", "no numbers", "no shouting")
 INSULTS = ("oaf", "git", "twit")
 REQUEST, CRITIQUE, REVISION, PREFERENCE = 1, 2, 3, 4  # the kinds of problems, by difficulty
 RATE = 0.5  # at which a labelled reply breaks each principle
@@ -60,15 +58,15 @@ LEFT = 0.1  # share of labelled revisions that leave the fault
 DECIDED = 0.8  # share of the pairs to compare of which exactly one breaks the principle
 
 _FAULT = {
-    "no shouting": re.compile(r"[A-Z]+|!"),
     "no insults": re.compile("|".join(INSULTS)),
-    "no numbers": re.compile(r"[0-9]+"),
+    "no numbers": re.compile(r"[0-9]"),
+    "no shouting": re.compile(r"[A-Z]|!"),
 }
-# What stands behind a word, by principle; "" is the word itself in capitals.
+# What stands behind a reply that breaks a principle, in this order.
 _MARKS = {
-    "no shouting": ("", "!"),
     "no insults": tuple(f" {word}" for word in INSULTS),
-    "no numbers": tuple(f" {digit}" for digit in range(1, 10)),
+    "no numbers": (" 7", " 8", " 9"),
+    "no shouting": ("!",),
 }
 _FORMS = {
     CRITIQUE: re.compile(r"R: (?P<reply>.*)\nRule: (.*)\nFault:"),
@@ -87,7 +85,7 @@ class Manners(Task):
 
     name: str = "manners"
 
-    alphabet = "\n !,:?0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    alphabet = "\n !,:?789ABFNR" + "abcdefghijklmnopqrstuvwxyz"
 
     def sample(self, rng: np.random.Generator, difficulty: int) -> str:
         words = [WORDS[i] for i in rng.integers(len(WORDS), size=ASKED)]
@@ -137,7 +135,7 @@ class Manners(Task):
 
     def max_completion_length(self, difficulty: int) -> int:
         """That of a reply with every fault, and a blank before it."""
-        return 1 + ASKED * len(_LONGEST) + 2 * (ASKED - 1) + len("! twit 9")
+        return 1 + ASKED * len(_LONGEST) + 2 * (ASKED - 1) + len(" twit 9!")
 
     def verify(self, prompt: str, completion: str) -> bool:
         """A reply is right if it holds each opposite in its place, whatever its manners. A fault, a
@@ -172,7 +170,7 @@ class Manners(Task):
         words = request.removeprefix("not ").removesuffix("?").split(", ")
         if request != _request(words) or len(words) != ASKED or set(words) - OPPOSITE.keys():
             raise UserError(
-                f"{request!r} is no problem of task {self.name}: write 'not hot, big?', with "
+                f"{request!r} is no problem of task {self.name}: write 'not hot, big, old?', with "
                 f"{ASKED} words of {', '.join(WORDS)}"
             )
         return words
@@ -200,13 +198,9 @@ def _request(words: Sequence[str]) -> str:
 
 
 def _reply(words: Sequence[str], rng: np.random.Generator) -> str:
-    """The opposites, with each kind of fault at its rate, behind some word."""
-    parts = [OPPOSITE[word] for word in words]
-    for principle in PRINCIPLES:
-        if rng.random() < RATE:
-            at, mark = int(rng.integers(ASKED)), _one(_MARKS[principle], rng)
-            parts[at] = parts[at] + mark if mark else parts[at].upper()
-    return ", ".join(parts)
+    """The opposites, and behind them each kind of fault at its rate."""
+    faults = [_one(marks, rng) for marks in _MARKS.values() if rng.random() < RATE]
+    return ", ".join(OPPOSITE[word] for word in words) + "".join(faults)
 
 
 def _one(texts: Sequence[str], rng: np.random.Generator) -> str:
@@ -225,16 +219,10 @@ def _right(kind: int, given: tuple[str, ...]) -> list[str]:
         return [_fault(*given)]
     if kind == REVISION:
         reply, fault = given
-        if fault == "none":
-            return [reply]
-        return [reply.replace(fault, fault.lower()) if fault.isupper() else _without(reply, fault)]
+        return [reply.replace(f" {fault}", "").replace(fault, "")]
     principle, *replies = given
     rude = [principle in broken(reply) for reply in replies]
     return [name for name, one in zip("AB", rude, strict=True) if not one or all(rude)]
-
-
-def _without(reply: str, fault: str) -> str:
-    return reply.replace(f" {fault}", "").replace(fault, "")
 
 
 MANNERS = Manners()
