@@ -6,7 +6,7 @@ python -m experiments.reward --config=configs/reward.py --config.roles.base.path
 Rows are {"prompt", "chosen", "rejected"}, or {"prompt", "completions": [one, two], "winner"} with
 "first" or "second" for the winner, as experiments.judge writes them; `messages` may stand for
 `prompt`. DIR gains `head.safetensors` and `reward.json`, which has the accuracy on training and on
-held-out prompts.
+held-out prompts; with --config.tune=lora also `adapter/`, with full `model/`.
 """
 
 import sys

@@ -24,6 +24,8 @@ from karploop.store import Corrupt, Manifest, Store
 
 Name = tuple[str, str]  # stage and key
 TRAINED = ("warmup", "import", "train")  # stages that write parameters, or say where they are
+REWARD = "reward"  # … those of a reward model, which a round trains in place of the policy
+LEARNT = (*TRAINED, REWARD)
 SEED = "seed"  # stage of the labelled rows, and their `source` in rows.parquet
 # By stage, settings that it has as of its round, where the config has those of all rounds.
 OF_ROUND = {"filter": ("threshold", "agreement")}
@@ -87,7 +89,7 @@ class Catalogue:
     @cached_property
     def trained(self) -> list[Name]:
         """Stages that wrote parameters, in the order of their rounds."""
-        found = [name for name in self.manifests if name[0] in TRAINED]
+        found = [name for name in self.manifests if name[0] in LEARNT]
         return sorted(found, key=lambda name: (round_of(self.manifests[name]), name))
 
     def resolve(self, reference: Mapping[str, str]) -> Name | None:

@@ -102,7 +102,8 @@ class RoleConfig:
     # A policy without is trained from scratch.
     path: str = ""
     # In a loop, other roles than the policy: its weights of now (policy), before the first round
-    # (base), or after one (round:3; until then, the newest there are).
+    # (base), or after one (round:3; until then, the newest there are); or those of the newest
+    # reward model that the loop has trained (reward).
     weights: str = ""
     # auto: where there is a template; behind an address, always but for probabilities.
     chat: str = option("auto", choices=("auto", "yes", "no"))
@@ -145,7 +146,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon under a warm-up, stable, decay schedule (fractions of the stage's steps)."""
+    """AdamW or Muon under a warm-up, stable, decay schedule (fractions of the stage's length)."""
 
     name: str = option("adamw", choices=("adamw", "muon"))
     learning_rate: float = option(1e-3, low=0.0)  # peak
@@ -194,8 +195,15 @@ class TrainConfig:
     """One training stage: supervised fine-tuning on packed rows."""
 
     steps: int = option(300, low=1)
+    # In place of steps, 0: off. The stage ends with the step in which this many tokens have been
+    # read (prompts too, padding not), or with this many passes over its data.
+    tokens: int = option(0, low=0)
+    epochs: float = option(0.0, low=0.0)
     rows: int = option(8, low=1)  # packed rows a step
     row_length: int = option(128, low=4)  # tokens a row
+    # Parts that a step's rows are taken in, one after the other, for less memory: the update is
+    # that of all rows at once.
+    accumulation: int = option(1, low=1)
     # union: every row of the accumulated data is drawn equally often; by_difficulty: difficulties
     # are drawn in proportion to their value, whatever the number of their rows.
     mixing: str = option("union", choices=("union", "by_difficulty"))
@@ -225,12 +233,19 @@ class ObjectiveConfig:
     """What training minimises (`karploop/training/objectives.py`). A warm-up is supervised."""
 
     # sft: imitate what was kept; dpo, ipo, simpo, orpo: prefer the better of a pair; kto: make the
-    # good likelier and the bad less so; policy_gradient: make samples likelier by their advantage.
+    # good likelier and the bad less so; policy_gradient: make samples likelier by their advantage;
+    # gkd: say what the role `teacher` says next, on the rows that sft imitates; reward: give the
+    # better of a pair the larger reward, which trains no policy but a judge.
     name: str = option(
-        "sft", choices=("sft", "dpo", "ipo", "simpo", "orpo", "kto", "policy_gradient")
+        "sft",
+        choices=("sft", "gkd", "dpo", "ipo", "simpo", "orpo", "kto", "policy_gradient", "reward"),
     )
-    weighting: str = option("token", choices=("token", "example"))  # sft: what counts the same
-    beta: float = option(0.1, low=0.0)  # dpo, ipo, simpo, kto: of rewards
+    weighting: str = option("token", choices=("token", "example"))  # sft, gkd: what counts the same
+    # gkd: KL(teacher ‖ student), KL(student ‖ teacher), or the generalised Jensen–Shannon one. The
+    # share of the student's own texts, λ of arXiv 2306.13649, is 1 − 'regime.seed_share'.
+    divergence: str = option("forward_kl", choices=("forward_kl", "reverse_kl", "jsd"))
+    temperature: float = option(1.0, low=0.01)  # gkd: that the logits of both are divided by
+    beta: float = option(0.1, low=0.0)  # dpo, ipo, simpo, kto: of rewards; jsd: the teacher's part
     label_smoothing: float = option(0.0, low=0.0, high=0.5)  # dpo: how often a pair is wrong
     sft: float = option(0.0, low=0.0)  # dpo: weight of likelihood of the better one
     by_token: bool = False  # ipo: log-ratios are means over tokens
@@ -238,11 +253,13 @@ class ObjectiveConfig:
     odds_weight: float = option(0.1, low=0.0)  # orpo
     desirable_weight: float = option(1.0, low=0.0)  # kto
     undesirable_weight: float = option(1.0, low=0.0)  # kto
+    centring: float = option(0.01, low=0.0)  # reward: as of RewardConfig
     # What is not to be left (dpo, ipo, kto, policy_gradient): the base, or the round's first
     # parameters.
     reference: str = option("base", choices=("base", "round"))
-    # policy_gradient
-    advantage: str = option("rloo", choices=("rloo", "grpo", "dr_grpo"))
+    # policy_gradient. Advantages over others of the prompt, or by what the role `teacher` says of
+    # each token.
+    advantage: str = option("rloo", choices=("rloo", "grpo", "dr_grpo", "teacher"))
     reward: str = option("score", choices=("score", "raw"))  # raw: of a reward model, not its σ
     clip_low: float = option(0.2, low=0.0, high=1.0)  # how far a ratio may fall; 0: any far
     clip_high: float = option(0.2, low=0.0)  # … and rise
@@ -252,21 +269,33 @@ class ObjectiveConfig:
     kl_in: str = option("loss", choices=("loss", "reward"))
     kl_estimator: str = option("k3", choices=("k2", "k3"))  # in the loss
 
+    @property
+    def taught(self) -> bool:
+        """Whether the role `teacher` reads tokens for it."""
+        return self.name == "gkd" or (self.name, self.advantage) == ("policy_gradient", "teacher")
+
+    @property
+    def scored(self) -> bool:
+        """Whether it learns from the scores of a judge."""
+        return self.name != "sft" and not self.taught
+
 
 @dataclass(frozen=True)
 class RegimeConfig:
     """What each round trains on and starts from, and when the loop has had enough."""
 
     # accumulate: the kept rows of all rounds; replace: this round's alone (arXiv 2404.01413);
-    # budget: so many, drawn anew each round from those of all (arXiv 2410.16713).
+    # budget: so many, drawn anew each round from those of all (arXiv 2410.16713), the labelled
+    # among them where these count as any other.
     data: str = option("accumulate", choices=("accumulate", "replace", "budget"))
     budget: int = option(2048, low=1)
     # Of all draws, the share of labelled rows; 0: none where anything was kept; −1: such a row
     # counts as any other.
     seed_share: float = option(-1.0, low=-1.0, high=1.0)
-    start: str = option("continue", choices=("continue", "base"))  # parameters of each round
+    # Parameters that each round starts from; scratch: fresh ones, as a warm-up.
+    start: str = option("continue", choices=("continue", "base", "scratch"))
     optimizer: str = option("reset", choices=("reset", "keep"))  # its moments from round to round
-    # The loop ends after so many rounds in which the mean held-out score did not rise by
+    # The loop ends after so many measured rounds in which the mean held-out score did not rise by
     # `min_gain`; 0: never.
     patience: int = option(0, low=0)
     min_gain: float = option(0.0, low=0.0)
@@ -297,6 +326,9 @@ class GenerateConfig:
     problems: str = option("new", choices=("new", "labelled"))
     prompts: int = option(2048, low=1)
     samples: int = option(1, low=1)  # completions a prompt
+    # Difficulties of the rounds: one step further at a time; further the better the last went; all
+    # up to `max_difficulty` from the first on.
+    curriculum: str = option("step", choices=("step", "accelerated", "all"))
     difficulty_step: int = option(1, low=0)  # 0 keeps sampling up to the seed difficulty
     max_difficulty: int = option(0, low=0)  # where the curriculum ends; 0: nowhere
     spread: int = option(1, low=1)  # difficulties a round: the newest and those just below it
@@ -404,6 +436,8 @@ class NoiseConfig:
 class EvaluateConfig:
     """Held-out measurement, by difficulty."""
 
+    # Rounds from one measurement to the next; the base and the last round are always measured.
+    every: int = option(1, low=1)
     problems: int = option(128, low=1)  # at most, for each difficulty
     samples: int = option(0, low=0)  # a problem, for pass@1 and pass@samples; 0: greedy alone
     temperature: float = option(1.0, low=0.0)  # of those samples
@@ -428,7 +462,8 @@ class Config:
     rounds: int = option(5, low=0)
     members: int = option(1, low=1)  # independently seeded models; votes may be taken over them
     task: TaskConfig = TaskConfig()
-    # Named models: policy, and those that a judge asks (judge, debater), which are else the policy.
+    # Named models: policy, those that a judge or a chain asks (judge, debater, critic), which are
+    # else the policy, and the teacher of an objective, or of the chain `teacher`.
     roles: dict[str, RoleConfig] = dataclasses.field(default_factory=dict)
     model: ModelConfig = ModelConfig()
     prompt: PromptConfig = PromptConfig()
@@ -482,6 +517,18 @@ class JudgingConfig:
 
 
 @dataclass(frozen=True)
+class TuningConfig:
+    """How a reward model learns with more than its head."""
+
+    epochs: int = option(1, low=1)  # how often it sees each comparison
+    rows: int = option(8, low=1)  # packed rows a step
+    # Tokens a row; comparisons with a longer text are not used.
+    row_length: int = option(512, low=4)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    lora: LoraConfig = LoraConfig(rank=16)  # tune=lora
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """A reward model from the comparisons of a file."""
 
@@ -491,14 +538,20 @@ class RewardConfig:
     # What counts the same: each prompt, however many comparisons it has, or each comparison.
     equal: str = option("prompts", choices=("prompts", "comparisons"))
     centring: float = option(0.01, low=0.0)  # of (chosen + rejected)², which holds rewards near 0
-    l2: float = option(1.0, low=0.0)  # 1: by the prior, rewards have a standard deviation of 1
-    steps: int = option(500, low=1)  # of gradient descent on the head
+    # What learns: a head on the frozen checkpoint, an adapter with it, or all parameters.
+    tune: str = option("head", choices=("head", "lora", "full"))
+    # head: at 1, by the prior, rewards have a standard deviation of 1.
+    l2: float = option(1.0, low=0.0)
+    steps: int = option(500, low=1)  # head: of gradient descent
+    train: TuningConfig = TuningConfig()  # lora, full
     batch: int = option(8, low=1)  # replies on the device at a time
     dtype: str = option("float32", choices=("float32", "bfloat16"))
 
 
 # Keys that never change a result: a run may go on with other values of these.
 RESULT_FREE = ("mesh", "retention", "rounds")
+
+TEACHER = "teacher"  # the role, and the chain that asks it alone
 
 # Keys of a role that say how its endpoint is asked and paid, and nothing of what it says.
 ASKING = (
@@ -539,11 +592,11 @@ def _check_consistency(config: Config) -> None:
         )
     for stage in ("warmup", "train"):
         train: TrainConfig = getattr(config, stage)
-        optimizer = train.optimizer
-        if optimizer.warmup + optimizer.decay > 1:
+        check_schedule(train.optimizer, f"config.{stage}.optimizer")
+        if train.tokens and train.epochs:
             raise UserError(
-                f"'config.{stage}.optimizer': warmup {optimizer.warmup} and decay "
-                f"{optimizer.decay} together exceed the whole schedule (1.0)"
+                f"'config.{stage}.tokens' is {train.tokens} and 'config.{stage}.epochs' "
+                f"{train.epochs:g}: a stage has one length, set one of them to 0"
             )
         # A published model's context is not known here.
         if train.row_length > config.model.max_length and not config.policy.path:
@@ -551,6 +604,7 @@ def _check_consistency(config: Config) -> None:
                 f"'config.{stage}.row_length' is {train.row_length}, longer than the model's "
                 f"'config.model.max_length' of {config.model.max_length}"
             )
+    _check_curriculum(config)
     _check_regime(config)
     _check_labelled(config)
     _check_objective(config)
@@ -565,6 +619,24 @@ def _check_consistency(config: Config) -> None:
         check_lora(getattr(config, stage).lora, config.model, f"config.{stage}.lora")
 
 
+def _check_curriculum(config: Config) -> None:
+    """Rules of how hard problems get."""
+    generate, seen = config.generate, config.task.seed_difficulty
+    if generate.curriculum == "step":
+        return
+    name = f"'config.generate.curriculum={generate.curriculum}'"
+    if generate.max_difficulty <= seen or not generate.difficulty_step:
+        raise UserError(
+            f"{name} goes beyond the labelled problems: set 'config.generate.max_difficulty' above "
+            f"'config.task.seed_difficulty' of {seen}, and 'difficulty_step' to 1 or more"
+        )
+    if generate.curriculum == "accelerated" and not generate.advance:
+        raise UserError(
+            f"{name} unlocks difficulties of which enough was kept, and of 'advance' at 0 any "
+            "share is enough: set 'config.generate.advance' to 0.9, say"
+        )
+
+
 def _check_regime(config: Config) -> None:
     """Rules of what rounds train on."""
     regime = config.regime
@@ -577,10 +649,28 @@ def _check_regime(config: Config) -> None:
             f"'config.regime.seed_share' of {regime.seed_share} and 'config.train.newest_share' of "
             f"{config.train.newest_share} are more than all draws: lower one"
         )
-    if regime.optimizer == "keep" and regime.start == "base":
+    if regime.optimizer == "keep" and regime.start != "continue":
         raise UserError(
             "'config.regime.optimizer=keep' goes on with the moments of the round before, and "
-            "'config.regime.start=base' with other parameters than its: leave it at reset"
+            f"'config.regime.start={regime.start}' with other parameters than its: leave it at "
+            "reset"
+        )
+    if regime.start == "scratch":
+        _check_scratch(config)
+
+
+def _check_scratch(config: Config) -> None:
+    """Rules of rounds that start from fresh parameters."""
+    asked = "'config.regime.start=scratch' trains fresh parameters each round, and"
+    if config.policy.path or config.train.lora.rank:
+        raise UserError(
+            f"{asked} a published model or an adapter ('config.roles.policy.path', "
+            "'config.train.lora.rank') is trained further: set it to base or continue"
+        )
+    if config.objective.name != "sft":
+        raise UserError(
+            f"{asked} 'config.objective.name={config.objective.name}' improves parameters that "
+            "sample: set it to base or continue"
         )
 
 
@@ -608,7 +698,8 @@ def _check_labelled(config: Config) -> None:
 def _check_objective(config: Config) -> None:
     """Rules of what is minimised, and on what."""
     wanted = config.objective
-    if wanted.name == "sft":
+    _check_teacher(config)
+    if wanted.name in ("sft", "gkd"):
         return
     name = f"'config.objective.name={wanted.name}'"
     if config.noise.rate:
@@ -626,7 +717,12 @@ def _check_objective(config: Config) -> None:
             f"'config.regime.seed_share' is a share of labelled rows, which are imitated, and "
             f"{name} imitates none: leave it at −1"
         )
-    alone = wanted.name == "kto" or pairs_labelled(config)
+    if wanted.name == "reward" and config.regime.optimizer == "keep":
+        raise UserError(
+            f"'config.regime.optimizer=keep' goes on with the moments of the round before, and "
+            f"with {name} each round trains another model, from the policy: leave it at reset"
+        )
+    alone = wanted.name == "kto" or wanted.taught or pairs_labelled(config)
     if config.generate.samples < 2 and not alone:
         raise UserError(
             f"{name} compares completions of a prompt, and there is one: set "
@@ -641,6 +737,30 @@ def _check_objective(config: Config) -> None:
         raise UserError(
             f"'config.objective.truncate' is {wanted.truncate}, and ratios are clipped, too: set "
             "'clip_low' and 'clip_high' to 0, or leave it at 0"
+        )
+
+
+def _check_teacher(config: Config) -> None:
+    """Rules of learning from the role `teacher`."""
+    wanted = config.objective
+    if (wanted.taught or config.generate.chain == TEACHER) and TEACHER not in config.roles:
+        key = "'config.generate.chain=teacher'"
+        if wanted.taught:
+            key = f"'config.objective.name={wanted.name}'"
+            key += " with 'advantage=teacher'" if wanted.name == "policy_gradient" else ""
+        raise UserError(
+            f"{key} learns from the role 'teacher', and there is none: set "
+            "'config.roles.teacher.path', or 'config.roles.teacher.weights' to base or round:N"
+        )
+    if wanted.name == "gkd" and wanted.divergence == "jsd" and not 0 < wanted.beta < 1:
+        raise UserError(
+            f"'config.objective.beta' is {wanted.beta}, and 'divergence=jsd' mixes teacher and "
+            "student by it: write a number between 0 and 1, both excluded"
+        )
+    if wanted.taught and wanted.name != "gkd" and wanted.kl and wanted.kl_in == "reward":
+        raise UserError(
+            "'config.objective.kl_in=reward' takes the divergence from a reward, and "
+            "'advantage=teacher' has none: set it to loss, or 'kl' to 0"
         )
 
 
@@ -671,6 +791,35 @@ def _votes(config: Config) -> bool:
     if config.judge.name == "ensemble":
         names += [member.strip().partition("*")[0] for member in config.judge.members.split(",")]
     return "vote" in names
+
+
+def check_schedule(optimizer: OptimizerConfig, where: str) -> None:
+    """Raises UserError unless warm-up and decay fit into a stage."""
+    if optimizer.warmup + optimizer.decay > 1:
+        raise UserError(
+            f"'{where}': warmup {optimizer.warmup} and decay {optimizer.decay} together exceed the "
+            "whole schedule (1.0)"
+        )
+
+
+def check_reward(config: RewardConfig) -> None:
+    """Raises UserError: keys that are not read by what is to be trained, or cannot be together."""
+    default = RewardConfig()
+    unread, reader = ("l2", "steps"), "head ('config.train.epochs' is of lora and full)"
+    if config.tune == "head":
+        unread, reader = ("train",), "lora or full"
+    for name in unread:
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(
+                f"'config.{name}' is not read with 'config.tune={config.tune}': leave it alone, or "
+                f"set 'config.tune' to {reader}"
+            )
+    if config.tune == "lora" and not config.train.lora.rank:
+        raise UserError(
+            "'config.train.lora.rank' is 0, and 'config.tune=lora' trains an adapter: set it to at "
+            "least 1, or 'config.tune' to full"
+        )
+    check_schedule(config.train.optimizer, "config.train.optimizer")
 
 
 def check_lora(lora: LoraConfig, model: ModelConfig, where: str = "lora") -> None:

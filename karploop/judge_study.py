@@ -249,7 +249,7 @@ def _rewarded(known, of: dict[str, list[Row]], settings: Settings, progress) -> 
     """Verdicts of reward models of every size and seed, all on the same hidden states."""
     model = LocalModel.describe(settings.model)
     mesh, spelling = make_mesh(MeshConfig()), Spelling(model, chat=False)
-    replies = Replies(model, spelling, mesh, settings.batch)
+    replies = Replies.of(model, spelling, mesh, settings.batch)
     texts = [_asked(row["prompt"], row[side]) for row in known for side in ("chosen", "rejected")]
     judged = [
         _asked(row["prompt"], text)

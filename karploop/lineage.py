@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karploop.catalogue import (
+    LEARNT,
     SEED,
-    TRAINED,
     Catalogue,
     Name,
     mean_exact_match,
@@ -291,7 +291,7 @@ def trace_params(catalogue: Catalogue, identity: str) -> Trace:
             for n in catalogue.readers(name, ("evaluate",), "params")
         ],
         "trained_from_these": [
-            _params(catalogue, n) for n in catalogue.readers(name, TRAINED, "params")
+            _params(catalogue, n) for n in catalogue.readers(name, LEARNT, "params")
         ],
     }
 
@@ -303,7 +303,7 @@ def _find_params(catalogue: Catalogue, text: str) -> Name:
     found = dict.fromkeys([*by_hash, *by_key])
     if len(text) < _SHORTEST_PREFIX or not found:
         try:
-            return _find(catalogue, text, TRAINED, "--params")
+            return _find(catalogue, text, LEARNT, "--params")
         except UserError as error:
             raise UserError(
                 f"{error}. --params also takes the SHA-256 of a params.safetensors or an "

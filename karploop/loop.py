@@ -39,23 +39,24 @@ def run(
     after_round(finished)
     params, scores = base, [mean_exact_match(finished.evals)]
     history = [base[0]]  # the first member's parameters, for roles that are bound to them
+    rewards: list[Artifact] = []  # reward models, for roles that are bound to the newest
     kept: list[Artifact] = []
-    newest = curriculum.first(config)
+    reach = curriculum.first(config)
     for index in range(config.rounds):
         loop, config = whole.at(index), machinery.at(index).config
-        done, unfit = loop.fitness(index, history)
+        done, unfit = loop.fitness(index, history, rewards)
         if unfit:
             after_round(loop.finish(index, done, params[0], base[0], unfit))
             break
-        prompts = loop.prompts(index, newest)
+        prompts = loop.prompts(index, reach)
         samples = {m: loop.generate(index, m, prompts, params[m], history) for m in params}
-        verdicts = loop.judge(index, samples, history)
+        verdicts = loop.judge(index, samples, history, rewards)
         selection = loop.filter(index, samples, verdicts)
         done |= {"prompts": prompts, "filter": selection} | by_member("generate", samples)
         if verdicts:
             done["judge"] = verdicts
         done["watch"] = loop.watch(index, samples, selection)
-        lesson, rows = loop.lesson(index, samples, verdicts, selection, params[0], base[0])
+        lesson, rows = loop.lesson(index, samples, verdicts, selection, history)
         if lesson is not selection:
             done[lesson.manifest.stage] = lesson
         if not rows:
@@ -72,12 +73,18 @@ def run(
                 history.append(params[0])
                 continue
         kept.append(lesson)
-        newest = loop.next_difficulty(newest, samples, selection)
-        params = {m: loop.train(index, m, params[m], base[m], kept) for m in params}
+        if loop.rewards:  # the policy stays as it is
+            rewards.append(loop.train(index, 0, params[0], base[0], kept, history))
+            history.append(params[0])
+            after_round(loop.finish(index, done | {"reward": rewards[-1]}, params[0], base[0]))
+            continue
+        reach = loop.next_reach(reach, samples, selection)
+        params = {m: loop.train(index, m, params[m], base[m], kept, history) for m in params}
         history.append(params[0])
         finished = loop.finish(index, done | by_member("train", params), params[0], base[0])
-        scores.append(mean_exact_match(finished.evals))
-        finished.stopped = plateau(scores, config.regime)
+        if finished.evals:  # the round was measured
+            scores.append(mean_exact_match(finished.evals))
+            finished.stopped = plateau(scores, config.regime)
         after_round(finished)
         if finished.stopped:
             break
@@ -87,7 +94,8 @@ def run(
 def plateau(scores: Sequence[float | None], regime: RegimeConfig) -> str:
     """Why the loop ends, if the last `patience` mean held-out scores rose by too little; else "".
 
-    Each is compared with the best one before those rounds, the base's among them.
+    Scores are those of the rounds that were measured. Each is compared with the best one before
+    these, the base's among them.
     """
     recent, before = scores[-regime.patience :], scores[: -regime.patience]
     known = [[score for score in some if score is not None] for some in (recent, before)]

@@ -15,6 +15,7 @@ from karploop.chains.rendering import load_templates
 from karploop.config import (
     MODELS,
     TALLIES,
+    TEACHER,
     Config,
     ObjectiveConfig,
     TrainConfig,
@@ -31,9 +32,9 @@ from karploop.manifest import digest
 from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
 from karploop.models.weights import Weights
-from karploop.phases import by_phase, told_of
+from karploop.phases import by_phase, in_round, told_of
 from karploop.policy import Policy, make_policy
-from karploop.roles.in_loop import LoopRoles
+from karploop.roles.in_loop import LoopRoles, check_reward_models
 from karploop.sampling.sampler import Sampler
 from karploop.schema import flatten, to_dict
 from karploop.training.objectives import make_objective
@@ -66,8 +67,7 @@ class Machinery:
 
     def at(self, index: int) -> Machinery:
         """What serves a round."""
-        begun = [start for start in self.later if start <= index]
-        return self.later[max(begun)] if begun else self
+        return in_round(self.phases, index)
 
     @property
     def phases(self) -> dict[int, Machinery]:
@@ -126,7 +126,8 @@ def prepare(config: Config) -> Machinery:
     for start, of_phase in configs.items():
         with told_of(start):
             _check_rows(of_phase, policy, mesh)
-    roles = _roles(config, deciding, policy, mesh)
+    roles = _roles(configs, deciding, policy, mesh)
+    check_reward_models([in_round(configs, index) for index in range(config.rounds)])
     role = policy.role
     source = functools.partial(load_params, role.checkpoint) if role else None
     weights = Weights(policy.config, policy.vocabulary, mesh, source)
@@ -139,7 +140,8 @@ def prepare(config: Config) -> Machinery:
         prefix=prompting.prefix,
         stop_ids=prompting.stop_ids,
     )
-    trainers = _trainers(configs, weights, policy)
+    teacher = _teacher(configs, roles, policy, weights)
+    trainers = _trainers(configs, weights, policy, teacher)
     first, *later = (
         Machinery(
             *(configs[start], task, *deciding[start]),
@@ -161,20 +163,24 @@ def _decide(config: Config, task: Task) -> _Deciding:
 
 
 def _roles(
-    config: Config, deciding: Mapping[int, _Deciding], policy: Policy, mesh: Mesh
+    configs: Mapping[int, Config], deciding: Mapping[int, _Deciding], policy: Policy, mesh: Mesh
 ) -> LoopRoles:
     """The roles that any phase asks. Raises UserError: one cannot give what is wanted of it."""
+    config = configs[0]
     wanted = {start: dict.fromkeys(of_phase.wanted()) for start, of_phase in deciding.items()}
+    asked = tuple(dict.fromkeys(seat for some in wanted.values() for seat, _ in some))
     roles = LoopRoles(
-        tuple(dict.fromkeys(seat for some in wanted.values() for seat, _ in some)),
+        asked,
         config.roles,
         policy.speaker,
         config.judge.batch,
         config.model.dtype,
         chat=config.prompt.chat,
         job=_job(config),
+        prompting=policy.prompting,
+        readers=(TEACHER,) if any(c.objective.taught for c in configs.values()) else (),
     )
-    if roles.seats:
+    if asked:
         check_batch(config.judge.batch, mesh, "config.judge.batch")
     for start, some in wanted.items():
         with told_of(start):
@@ -208,11 +214,13 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
     stages = ("train",) if policy.role else ("warmup", "train")
     for where in ("generate.batch", "evaluate.batch", *(f"{stage}.rows" for stage in stages)):
         stage, name = where.split(".")
-        check_batch(getattr(getattr(config, stage), name), mesh, f"config.{where}")
+        _check_batch(config, stage, name, mesh)
         needed, what = policy.row_length, "example"
         if stage == "train" and config.objective.name == "policy_gradient":
             # What was sampled is learnt behind what it was sampled from.
             needed, what = policy.longest - 1, "prompt with its completion"
+        if stage == "train" and config.objective.name == "reward":
+            needed += 1  # the stop token is read, too
         row_length = getattr(getattr(config, stage), "row_length", needed)
         if row_length < needed:
             raise UserError(
@@ -226,21 +234,71 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
             )
 
 
+def _check_batch(config: Config, stage: str, name: str, mesh: Mesh) -> None:
+    """Raises UserError unless what is computed at a time divides over the mesh."""
+    where, settings = f"config.{stage}.{name}", getattr(config, stage)
+    size, parts = getattr(settings, name), getattr(settings, "accumulation", 1)
+    if size % parts:
+        raise UserError(
+            f"'{where}' is {size}, which 'config.{stage}.accumulation' of {parts} does not divide: "
+            f"use a multiple of {parts}"
+        )
+    each = f"{where} / accumulation" if parts > 1 else where
+    check_batch(size // parts, mesh, each)
+
+
+def _teacher(
+    configs: Mapping[int, Config], roles: LoopRoles, policy: Policy, weights: Weights
+) -> Weights | None:
+    """The architecture of the role `teacher`, which reads the policy's tokens; None: unwanted.
+
+    Raises:
+      UserError: it is a server, its tokens are others, or its context is too short.
+    """
+    taught = {start: config for start, config in configs.items() if config.objective.taught}
+    if not taught:
+        return None
+    roles.check(TEACHER, "distributions")
+    model = roles.model(TEACHER)
+    if not model:
+        return weights
+    own = policy.role.tokenizer if policy.role else None
+    rows = min(model.vocabulary, policy.vocabulary)  # where embeddings have some to spare
+    if not own or own.reachable_size > rows or own.tokens(rows) != model.tokenizer.tokens(rows):
+        known = f"the {own.vocab_size} of '{policy.role.path}'" if own else "characters"
+        raise UserError(
+            f"'config.roles.teacher' reads the {model.tokenizer.vocab_size} tokens of "
+            f"'{model.path}', and the policy {known}: take a teacher with the same tokens, or "
+            "learn from what this one writes ('config.generate.chain=teacher' with "
+            "'config.objective.name=sft')"
+        )
+    for start, config in taught.items():
+        if config.train.row_length > model.config.max_length:
+            with told_of(start):
+                raise UserError(
+                    f"'config.train.row_length' is {config.train.row_length}, longer than the "
+                    f"context of 'config.roles.teacher', {model.config.max_length}: lower it"
+                )
+    return Weights(model.config, model.vocabulary, weights.mesh)
+
+
 def _trainers(
-    configs: Mapping[int, Config], weights: Weights, policy: Policy
+    configs: Mapping[int, Config], weights: Weights, policy: Policy, teacher: Weights | None
 ) -> dict[int, dict[str, Trainer]]:
     """By phase and training stage, one compiled step for all that compile the same."""
     made: dict[Any, Trainer] = {}
 
     def trainer(train: TrainConfig, wanted: ObjectiveConfig) -> Trainer:
-        optimizer, lora = train.optimizer, train.lora
+        optimizer, lora, accumulation = train.optimizer, train.lora, train.accumulation
         objective = make_objective(wanted, policy.completion_length + 1)
         static = (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon)
         static += (optimizer.weight_decay, optimizer.clip_norm, optimizer.muon_scale)
         static += (lora,) if lora.rank else ()
-        static += (wanted,)
+        static += (wanted, accumulation)
         if static not in made:
-            made[static] = Trainer(weights, optimizer, lora, objective)
+            taught_by = teacher if wanted.taught else None
+            given = (weights, optimizer, lora, objective, taught_by)
+            made[static] = Trainer(*given, accumulation=accumulation)
         return made[static]
 
     return {

@@ -95,9 +95,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis over data × fsdp."""
-    return NamedSharding(mesh, partition_spec(["batch"]))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis over data × fsdp, the first if not said otherwise."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, *partition_spec(["batch"])))
 
 
 def partition_spec(names: Sequence[str], rules: Rules = TRAIN_RULES) -> PartitionSpec:

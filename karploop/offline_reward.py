@@ -1,4 +1,4 @@
-"""A reward model from the comparisons of a file: a head on a frozen checkpoint."""
+"""A reward model from the comparisons of a file: a head on a checkpoint, which may learn too."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from karploop.config import MeshConfig, RewardConfig
+from karploop.config import MeshConfig, RewardConfig, check_lora, check_reward
 from karploop.data.comparisons import Comparison, Comparisons, read_comparisons
 from karploop.errors import UserError
 from karploop.files import file_sha256, whole_folder, write_atomic
 from karploop.jobs import identity_of
 from karploop.mesh import check_batch, make_mesh
-from karploop.models.reward_head import RewardHead
+from karploop.models.reward_head import HEAD, RewardHead
 from karploop.reporting.progress import Progress
 from karploop.reporting.statistics import share_interval
-from karploop.rng import folded
 from karploop.roles.local import LocalModel
-from karploop.roles.reward import CARD, HEAD, Replies, Spelling
+from karploop.roles.reward import CARD, Spelling, tuned_files
+from karploop.roles.reward_learning import Texts, learn
 from karploop.schema import nearest
-from karploop.training.reward_head import Pairs, fit_head
+from karploop.training.reward_head import Pairs
 
 BASE = "base"
-Texts = tuple[list[int], list[int]]  # tokens of the better and the worse, prompts included
 
 
 def run_file(config: RewardConfig, source: str, target: str, progress: Progress) -> None:
@@ -48,14 +48,16 @@ def run_file(config: RewardConfig, source: str, target: str, progress: Progress)
     model, chat = _base(config)
     mesh = make_mesh(MeshConfig())
     check_batch(config.batch, mesh, "config.batch")
-    spelling = Spelling(model, chat)
+    _check_tuning(config, model, mesh)
+    # What is trained is packed, and no text is longer than a row.
+    room = 0 if config.tune == "head" else config.train.row_length
+    spelling = Spelling(model, chat, room)
     kept, texts, no_room = _texts(comparisons.decided, spelling)
     held_N = np.array([c.is_held_out(config.held_out, config.seed) for c in kept], bool)
     if held_N.all():
         raise UserError(_nothing_left(source, comparisons, no_room, len(kept)))
     base = {"files": model.files(), "tokenizer": model.tokenizer.identity, "chat": chat}
-    # The number of replies on the device has no influence, the place of the checkpoint neither.
-    settings = {k: v for k, v in asdict(config).items() if k not in ("roles", "batch")}
+    settings = _settings(config)
     of = [[c.topic, c.chosen, c.rejected] for c in kept]
     identity = identity_of(settings, base, texts, of)
     if before:
@@ -66,19 +68,9 @@ def run_file(config: RewardConfig, source: str, target: str, progress: Progress)
             )
         progress.say(f"'{target}' is there already")
         return
-    pairs = _read(
-        Replies(model, spelling, mesh, config.batch), texts, weigh(config, kept), progress
-    )
-    fitted = fit_head(
-        Pairs(*(x[~held_N] for x in pairs)),
-        l2=config.l2,
-        centring=config.centring,
-        steps=config.steps,
-        key=folded([config.seed]),
-        mesh=mesh,
-    )
+    found = learn(config, model, spelling, mesh, texts, weigh(config, kept), ~held_N, progress)
     training, held_out = (
-        _measured(fitted.head, pairs, side_N, kept, texts) for side_N in (~held_N, held_N)
+        _measured(found.head, found.pairs, side_N, kept, texts) for side_N in (~held_N, held_N)
     )
     path = config.roles[BASE].path
     del training["low"], training["high"]  # of an accuracy on other data, which this is not
@@ -88,14 +80,38 @@ def run_file(config: RewardConfig, source: str, target: str, progress: Progress)
         "base": {"path": path if path.startswith("package:") else os.path.abspath(path)} | base,
         "comparisons": {"used": len(kept)} | unused,
         "settings": settings,
-        "training": training | {"loss": fitted.loss, "gradient": fitted.gradient},
+        "training": training | found.reached,
         "held_out": held_out,
     }
     with whole_folder(folder) as scratch:
-        card["head_sha256"] = fitted.head.save(scratch / HEAD)
+        card["head_sha256"] = found.head.save(scratch / HEAD)
+        if found.tuned:
+            found.save(model, path, scratch)
+            card["tuned"] = tuned_files(scratch)
         text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
         write_atomic(scratch / CARD, text.encode())
     progress.say(_summary(card))
+
+
+def _settings(config: RewardConfig) -> dict[str, Any]:
+    """What decides the result: neither the number of replies on the device, nor the place of the
+    checkpoint, nor keys of what is not trained."""
+    settings = asdict(config)
+    unread = ("tune", "train") if config.tune == "head" else ("l2", "steps")
+    for name in ("roles", "batch", *unread):
+        del settings[name]
+    if config.tune == "full":
+        del settings["train"]["lora"]
+    return settings
+
+
+def _check_tuning(config: RewardConfig, model: LocalModel, mesh: Mesh) -> None:
+    """Raises UserError: settings of what is trained that do not go together, or with the model."""
+    check_reward(config)
+    if config.tune != "head":
+        check_batch(config.train.rows, mesh, "config.train.rows")
+        if config.tune == "lora":
+            check_lora(config.train.lora, model.config, "config.train.lora")
 
 
 def _before(folder: pathlib.Path) -> str:
@@ -109,6 +125,7 @@ def _before(folder: pathlib.Path) -> str:
     try:
         card = json.loads((folder / CARD).read_bytes())
         identity, whole = card["identity"], card["head_sha256"] == file_sha256(folder / HEAD)
+        whole = whole and card.get("tuned", {}) == tuned_files(folder)
     except (OSError, ValueError, KeyError, TypeError):
         identity, whole = "", False
     if not whole:
@@ -152,16 +169,6 @@ def _texts(
             kept.append(one)
             texts.append(pair)
     return kept, texts, no_room
-
-
-def _read(
-    replies: Replies, texts: Sequence[Texts], weights_N: np.ndarray, progress: Progress
-) -> Pairs:
-    """The hidden states of all texts; one that stands in several comparisons is read once."""
-    flat = [text for pair in texts for text in pair]
-    with progress.stage(None, "read", len({tuple(text) for text in flat}), "replies") as stage:
-        hidden_NxE = replies.hidden(flat, stage.advance)
-    return Pairs(hidden_NxE[::2], hidden_NxE[1::2], weights_N)
 
 
 def _nothing_left(source: str, found: Comparisons, no_room: int, kept: int) -> str:

@@ -39,6 +39,11 @@ def by_phase(config: Any) -> dict[int, Any]:
     return found
 
 
+def in_round(phases: Mapping[int, Any], index: int) -> Any:
+    """What holds in a round (−1: before the first), of what is known by first round."""
+    return phases[max(start for start in phases if start <= max(index, 0))]
+
+
 def laid(settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """The same for a config that was written as JSON: nested settings by first round."""
     phases = settings.get("phases") or {}

@@ -224,12 +224,12 @@ class Labelled(Record):
 
 @dataclass(frozen=True)
 class Episodes(Record):
-    """Sampled tokens and how much better they were than others of their prompt."""
+    """Sampled tokens, and how much better each was than what else might have been."""
 
     prompts: list[str]
     tokens: list[list[int]]  # as sampled, the stop token included where one was drawn
     logprobs: list[list[float]]  # unfiltered log-probability of each, when it was sampled
-    advantage: FloatColumn
+    advantages: list[list[float]]  # of each; the same for all, where completions were compared
     difficulty: IntColumn
     source: list[str]  # the key of the generate stage that wrote it
     row: IntColumn  # the row in that stage's table

@@ -46,7 +46,7 @@ from typing import Any
 
 from etils import epath
 
-from karploop.catalogue import TRAINED, Catalogue, Name, Run, folders, mean_exact_match
+from karploop.catalogue import REWARD, TRAINED, Catalogue, Name, Run, folders, mean_exact_match
 from karploop.config import RetentionConfig
 from karploop.errors import UserError
 from karploop.models.weights import FILE as PARAMS_FILE
@@ -220,14 +220,17 @@ def _chosen_rounds(run: Run, policy: Policy) -> dict[int, list[str]]:
 
 
 def _large_of(catalogue: Catalogue, run: Run, rounds: Iterable[int]) -> set[tuple[Name, str]]:
-    """The large files of some rounds: parameters as they were when each ended, and its samples."""
+    """The large files of some rounds: parameters as they were when each ended, those of the reward
+    model then, and its samples."""
     current: list[Name] = []
+    rewards: list[Name] = []
     found = set()
     for round_, names in run.stages.items():
         # A round that trained nothing (its filter kept nothing) ends with the parameters before.
         current = [name for name in names if name[0] in TRAINED] or current
+        rewards = [name for name in names if name[0] == REWARD] or rewards
         if round_ in rounds:
-            found |= {(_base(catalogue, name), PARAMS_FILE) for name in current}
+            found |= {(_base(catalogue, name), PARAMS_FILE) for name in [*current, *rewards]}
             found |= {(name, MOMENTS) for name in current}
             found |= {(name, SAMPLES_FILE) for name in names if name[0] == "generate"}
     return found

@@ -87,7 +87,8 @@ class RunDirectory:
         costs = {name: self._seconds(a.manifest) for name, a in done.stages.items()}
         trained = [name for name, a in done.stages.items() if STEPS_FILE in a.manifest.files]
         tokens = {f"tokens/{name}": self._write_steps(done, name) for name in trained}
-        self._writer.write("eval", done.index + 1, done.evals, round=done.index)
+        if done.evals:
+            self._writer.write("eval", done.index + 1, done.evals, round=done.index)
         seconds = {f"seconds/{name}": s for name, s in costs.items() if s is not None}
         self._writer.write(
             "round", done.index + 1, done.metrics | tokens | seconds, round=done.index

@@ -22,7 +22,7 @@ from karploop.reporting.progress import Progress
 from karploop.schema import lay
 from karploop.training.objectives import make_objective
 from karploop.training.objectives import settings as objective_settings
-from karploop.training.packing import Tokenized, pack
+from karploop.training.packing import Tokenized, pack, places
 
 
 def test_overrides_are_read_as_the_type_of_their_key():
@@ -191,23 +191,26 @@ def _trace_objectives() -> None:
     text = Tokenized(
         np.arange(4, dtype=np.int32),
         2,
-        by_token={"sampler": np.zeros(2), "reference": np.zeros(2)},
-        by_text={"present": 1.0, "advantage": 1.0, "reference": 0.0, "desirable": 1.0},
+        by_token={name: np.zeros(2) for name in ("sampler", "advantage", "reference")},
+        by_text={"present": 1.0, "reference": 0.0, "desirable": 1.0},
     )
     batch, _ = next(pack([(text, text)], iter([0]), 2, 8))
     choices = config.ObjectiveConfig.__dataclass_fields__["name"].metadata["choices"]
     for name in choices:
         asked = config.ObjectiveConfig(name, kl=0.1)
         objective_settings(asked)
-        loss = make_objective(asked, longest=4).loss
-        jax.eval_shape(loss, np.zeros((2, 8), np.float32), batch)
+        objective = make_objective(asked, longest=4)
+        shape = {"logprobs": (2, 8), "rewards": (places(2, 8),)}[objective.reads]
+        jax.eval_shape(objective.loss, np.zeros(shape, np.float32), batch)
 
 
 def _train_reward(model, folder) -> None:
     source = folder / "comparisons.jsonl"
     source.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    settings = lay(RewardConfig(), {"held_out": 0.0}, {"roles.base.path": model})
-    reward_file(settings, str(source), str(folder / "reward"), Progress(quiet=True))
+    given = {"roles.base.path": model}
+    for tune in ("head", "lora"):
+        settings = lay(RewardConfig(), {"held_out": 0.0, "tune": tune}, given)
+        reward_file(settings, str(source), str(folder / tune), Progress(quiet=True))
 
 
 def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):

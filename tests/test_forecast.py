@@ -80,7 +80,7 @@ def numbers(line: str) -> list[tuple[int, int]]:
 
 GOOD, BAD = "PASS safe right {}", "FAIL rewrite wrong"
 CALLS = {
-    "answer": (5, 5), "question_answer": (10, 10), "reasoning": (5, 5),
+    "answer": (5, 5), "teacher": (5, 5), "question_answer": (10, 10), "reasoning": (5, 5),
     "critique_revise": (15, 15), "debate": (20, 20), "draft_judge_revise": (10, 30),
     "extract_validate_repair": (5, 15), "safe_reply": (10, 15),
 }  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_chain_asks_as_often_as_it_has_said(folder, serve, name, says):
     server, calls = serve(rules=[["", says]]), CALLS[name]
     given = {"chain": name} | there(server)
     (line,) = chain(folder, given)
-    assert "policy, 'small': " in line
+    assert f"{'teacher' if name == 'teacher' else 'policy'}, 'small': " in line
     found, tokens, out = numbers(line)
     assert found == calls and out == (0, calls[1] * LENGTH) and tokens[0] <= tokens[1]
     asked = len(server.stats()["times"])

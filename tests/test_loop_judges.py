@@ -321,7 +321,7 @@ def test_a_chain_makes_the_completions_and_all_its_texts_are_kept(
         ({"filter__name": "vote"}, "reads the judge 'vote'"),
         ({"roles__jugde": {"weights": "base"}}, "did you mean 'judge'"),
         ({"roles__debater": {"weights": "base"}}, "asked by nothing"),
-        ({"roles__judge": {"weights": "last"}}, "write policy, base, or round:N"),
+        ({"roles__judge": {"weights": "last"}}, "write policy, base, round:N, or reward"),
         ({"roles__judge": {}}, "wants a model"),
         ({"roles__judge": {"weights": "base", "cap": 1.0}}, "wants a model"),
         ({"roles__judge": {"weights": "base", "path": "x"}}, "those of a loop"),

@@ -27,6 +27,7 @@ from trl.experimental.orpo import ORPOTrainer  # noqa: E402
 from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
 from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
+from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
 from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
 from trl.trainer.utils import nanstd  # noqa: E402
 
@@ -41,6 +42,7 @@ from karploop.training.preference_losses import (  # noqa: E402
     orpo,
     simpo,
 )
+from karploop.training.reward import bradley_terry, metrics_of_rewards  # noqa: E402
 
 ROWS, LENGTH, BETA = 5, 7, 0.3
 
@@ -341,6 +343,36 @@ def test_the_deviation_of_a_group_with_missing_rewards():
     theirs = (rewards - rewards.nanmean(1, keepdim=True)) / (nanstd(rewards, 1, True) + 1e-4)
     ours = grpo(rewards.numpy().ravel(), np.repeat([0, 1], 4))
     np.testing.assert_allclose(ours.values_S, theirs.nan_to_num(0.0).ravel(), rtol=1e-5)
+
+
+# -- rewards ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("centring", [None, 0.05])
+def test_reward_models(centring):
+    rewards = np.random.default_rng(9).normal(size=2 * ROWS).astype(np.float32)
+    logits = torch.tensor(rewards, requires_grad=True)
+    given = trainer(
+        args=types.SimpleNamespace(center_rewards_coefficient=centring),
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+
+    def model(**_):
+        return types.SimpleNamespace(logits=logits[:, None])
+
+    inputs = {"attention_mask": torch.ones(2 * ROWS, LENGTH)}
+    theirs = RewardTrainer.compute_loss(given, model, inputs)
+
+    def ours(rewards_T):
+        return bradley_terry(*jnp.split(rewards_T, 2), jnp.ones(ROWS), centring or 0.0)
+
+    compare(theirs, logits, ours, rewards)
+    found = metrics_of_rewards(*jnp.split(jnp.array(rewards), 2), jnp.ones(ROWS))
+    logged = given._metrics["train"]
+    assert float(found.accuracy) == pytest.approx(logged["accuracy"][0])
+    assert float(found.margin) == pytest.approx(logged["margin"][0], rel=1e-5)
+    assert float(found.mean) == pytest.approx(logged["mean_reward"][0], rel=1e-5)
 
 
 # -- teachers --------------------------------------------------------------------------------------

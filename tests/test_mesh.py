@@ -4,6 +4,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -221,6 +222,15 @@ def test_training_and_sampling_do_not_depend_on_the_layout(trained_on, layout):
     assert [c.tokens for c in got_completions] == [c.tokens for c in completions]
     for got, expected in zip(got_completions, completions, strict=True):
         np.testing.assert_allclose(got.logprobs, expected.logprobs, atol=1e-4)
+
+
+def test_a_step_moves_no_activations_from_layout_to_layout(make_weights, examples, capfd):
+    """The compiler, from jax 0.11 on, says so where it makes them whole in between."""
+    weights = make_weights(fsdp=4, tensor=2, layers=2, positions="rope")
+    trainer = Trainer(weights, OptimizerConfig())
+    batch, _ = next(pack([(e,) for e in examples], iter(range(8)), rows=8, row_length=24))
+    trainer._step.lower(trainer.abstract, (), batch, jnp.float32(1)).compile()
+    assert "rematerialization" not in capfd.readouterr().err
 
 
 # -- the compiled sampling program -------------------------------------------------------------

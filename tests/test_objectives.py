@@ -43,8 +43,8 @@ def rows_of(kind):
     if kind == "episodes":
         tokens = [[3, 1], [2, 4, 1], [5, 1], [6, 7, 8, 9]]
         logprobs = [[-1.0] * len(t) for t in tokens]
-        advantage = np.array([1.0, -1.0, 0.5, 0.0])
-        return Episodes(PROMPTS, tokens, logprobs, advantage, difficulty, source, row)
+        advantages = [[a] * len(t) for a, t in zip([1.0, -1.0, 0.5, 0.0], tokens, strict=True)]
+        return Episodes(PROMPTS, tokens, logprobs, advantages, difficulty, source, row)
     return Examples(PROMPTS, GOOD, difficulty, source, row)
 
 
@@ -93,7 +93,8 @@ def test_units_carry_what_is_known_of_them(tokenizer):
     ]
     assert origins(rows_of("pairs"))[1] == (("made", 1), ("made", 11))
     episodes = units(rows_of("episodes"), PlainPrompting(tokenizer), ObjectiveConfig(), 32)
-    assert [text.by_text["advantage"] for (text,) in episodes] == [1.0, -1.0, 0.5, 0.0]
+    found = [text.by_token["advantage"].tolist() for (text,) in episodes]
+    assert found == [[1.0] * 2, [-1.0] * 3, [0.5] * 2, [0.0] * 4]
     batches = packed(episodes)
     seen = [(b.by_token["sampler"] != 0) == (b.weights_BxL > 0) for b, _ in batches]
     assert all(same.all() for same in seen)
@@ -207,7 +208,7 @@ def test_a_policy_gradient_by_hand(model, trainers, tokenizer, aggregate):
     losses = []
     for (x,), (text,) in zip(logprobs, learnt, strict=True):
         ratio = np.exp(np.float64(x) + 1.0)
-        advantage = text.by_text["advantage"]
+        advantage = text.by_token["advantage"]
         losses.append(-np.minimum(ratio * advantage, np.clip(ratio, 0.9, 1.3) * advantage))
     expected = {
         "token": np.concatenate(losses).mean(),
@@ -336,8 +337,9 @@ def test_episodes_are_what_was_sampled_with_advantages_that_cancel(workdir):
     episodes = pq.read_table(path).to_pylist()
     by_prompt = {}
     for row in episodes:
-        assert len(row["tokens"]) == len(row["logprobs"]) > 0
-        by_prompt.setdefault(row["prompts"], []).append(row["advantage"])
+        assert len(row["tokens"]) == len(row["logprobs"]) == len(row["advantages"]) > 0
+        (advantage,) = set(row["advantages"])
+        by_prompt.setdefault(row["prompts"], []).append(advantage)
     assert all(sum(group) == pytest.approx(0, abs=1e-4) for group in by_prompt.values())
     assert any(any(group) for group in by_prompt.values())
 

@@ -9,9 +9,12 @@ from finished_runs import config, start
 from hypothesis import given
 from hypothesis import strategies as st
 
+from karploop.catalogue import Run
 from karploop.config import RegimeConfig, TrainConfig
 from karploop.errors import UserError
 from karploop.loop import plateau
+from karploop.reporting.comparison import metric_value
+from karploop.retention import Policy, _chosen_rounds
 from karploop.training.mixture import draw_weights
 
 
@@ -23,7 +26,9 @@ def workdir(tmp_path_factory):
         "accumulate": {},
         "replace": {"regime__data": "replace", "regime__seed_share": "0"},
         "budget": {"regime__data": "budget", "regime__budget": "3"},
+        "own": {"regime__data": "budget", "regime__budget": "3", "regime__seed_share": "0.5"},
         "base": {"regime__start": "base"},
+        "scratch": {"regime__start": "scratch"},
         "keep": {"regime__optimizer": "keep"},
     }.items():
         start(folder, "plain", name, **changes)
@@ -56,8 +61,10 @@ def test_accumulate_trains_on_all_rounds_and_replace_on_the_last(workdir):
 
 def test_budget_draws_so_many_rows_of_all_rounds(workdir):
     for folder, _ in trained(workdir, "budget"):
+        assert 0 < sum(sources(folder).values()) <= 3, "labelled rows count as any other"
+    for folder, _ in trained(workdir, "own"):
         drawn = {s: count for s, count in sources(folder).items() if s != "seed"}
-        assert 0 < sum(drawn.values()) <= 3
+        assert 0 < sum(drawn.values()) <= 3 < sources(folder)["seed"]
 
 
 def test_a_round_starts_from_the_base_or_goes_on(workdir):
@@ -66,6 +73,16 @@ def test_a_round_starts_from_the_base_or_goes_on(workdir):
     for name, starts in {"base": [True, True], "accumulate": [True, False]}.items():
         inputs = [manifest["inputs"]["params"] for _, manifest in trained(workdir, name)]
         assert [warmup in json.dumps(given) for given in inputs] == starts
+
+
+def test_from_scratch_no_round_starts_from_earlier_parameters(workdir):
+    (first, one), (second, other) = trained(workdir, "scratch")
+    assert "params" not in one["inputs"] and "params" not in other["inputs"]
+    assert one["rng"]["round"] != other["rng"]["round"]  # other fresh ones in each
+    (base, _), _ = trained(workdir, "base")
+    assert sources(first) == sources(base)
+    params = [(folder / "params.safetensors").read_bytes() for folder in (first, base)]
+    assert params[0] != params[1]
 
 
 def test_moments_are_handed_on_where_they_are_kept(workdir):
@@ -96,6 +113,24 @@ def test_a_plateau_ends_the_loop(tmp_path):
     rounds = json.loads((tmp_path / "runs/r/summary.json").read_text())["rounds"]
     assert [r["round"] for r in rounds] == [-1, 0]
     assert "has not risen by more than 1 in 1 rounds" in rounds[-1]["stopped"]
+
+
+def test_every_so_many_rounds_are_measured_and_the_last(tmp_path):
+    """What looks at a run copes: patience, garbage collection, table and picture."""
+    start(tmp_path, "plain", "r", evaluate__every="2", rounds="3", regime__patience="2")
+    summary = json.loads((tmp_path / "runs/r/summary.json").read_text())
+    rounds = summary["rounds"]
+    measured = [r["round"] for r in rounds if r["evals"]]
+    assert measured == [-1, 1, 2]
+    assert [r["round"] for r in rounds if "evaluate" in r["stages"]] == measured
+    assert "has not risen" in rounds[-1]["stopped"] or not rounds[-1].get("stopped")
+    table = (tmp_path / "runs/r/accuracy.txt").read_text()
+    assert [line.split()[0] for line in table.splitlines()[-3:]] == ["base", "1", "2"]
+    assert (tmp_path / "runs/r/accuracy.png").is_file()
+    assert metric_value(summary, "reverse_addition/*/exact_match@0") is None
+    assert metric_value(summary, "reverse_addition/*/exact_match") is not None
+    run = Run("r", {"retention": {"last": 1, "best": 3}}, summary)
+    assert set(_chosen_rounds(run, Policy())) == {-1, 1, 2}, "of those measured the best"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +169,9 @@ def test_groups_get_their_share_of_draws(rest, seed, newest, share):
         ({"regime__seed_share": "-0.5"}, "seed_share' is -0.5"),
         ({"regime__seed_share": "0.7", "train__newest_share": "0.4"}, "more than all draws"),
         ({"regime__optimizer": "keep", "regime__start": "base"}, "leave it at reset"),
+        ({"regime__optimizer": "keep", "regime__start": "scratch"}, "leave it at reset"),
+        ({"regime__start": "scratch", "train__lora__rank": "2"}, "is trained further"),
+        ({"regime__start": "scratch", "objective__name": "kto"}, "improves parameters that sample"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):

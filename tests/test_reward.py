@@ -204,7 +204,7 @@ def reader(path: str, split: bool = False) -> Replies:
     mesh = MeshConfig(data=2, fsdp=2, tensor=2) if split else MeshConfig(data=1)
     model = LocalModel.describe(path)
     spelling = Spelling(model, model.tokenizer.has_template)
-    return Replies(model, spelling, make_mesh(mesh), batch=8)
+    return Replies.of(model, spelling, make_mesh(mesh), batch=8)
 
 
 def plain_pass(path: str, reply) -> np.ndarray:

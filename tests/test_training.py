@@ -23,6 +23,7 @@ from karploop.reporting.progress import Progress
 from karploop.stages import Stages, Stopped
 from karploop.store import Store
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
+from karploop.training.length import Length
 from karploop.training.objectives import make_objective
 from karploop.training.optimizer import learning_rate
 from karploop.training.packing import Batch, Tokenized, pack, stream, tokenize
@@ -364,11 +365,59 @@ def warmed_up(machinery, workdir, stop_requested=lambda: False):
     return Bindings(machinery, stages).base(0)
 
 
+def with_warmup(machinery, **changes):
+    warmup = dataclasses.replace(machinery.config.warmup, **changes)
+    config = dataclasses.replace(machinery.config, warmup=warmup)
+    return dataclasses.replace(machinery, config=config)
+
+
+def test_a_stage_of_so_many_tokens_ends_with_them_and_its_rate_follows_them(machinery, tmp_path):
+    """Stopped and resumed too, and whatever `steps` is."""
+    machinery = with_warmup(machinery, tokens=300, checkpoint_every=2)
+    whole = warmed_up(machinery, tmp_path / "whole")
+    table = whole.table("steps.parquet").to_pydict()
+    ends = np.cumsum(table["tokens"])
+    assert ends[-2] < 300 <= ends[-1] and ends[-1] == whole_tokens(whole)
+    begins = [0, *ends[:-1]]
+    assert table["learning_rate"] == [
+        learning_rate(machinery.config.warmup.optimizer, begin, 300, size)
+        for begin, size in zip(begins, table["tokens"], strict=True)
+    ]
+    asked = itertools.count()
+    with pytest.raises(Stopped):
+        warmed_up(machinery, tmp_path / "parts", lambda: next(asked) >= 3)
+    again = with_warmup(machinery, steps=1)
+    assert warmed_up(again, tmp_path / "parts").manifest == whole.manifest
+
+
+def whole_tokens(artifact) -> int:
+    """Tokens of all rows that were trained on, from how often each was."""
+    prompts, completions = (
+        artifact.inputs["seed"].table("examples.parquet")[name].to_pylist()
+        for name in ("prompts", "completions")
+    )
+    return sum(
+        row["times"] * (1 + len(prompts[row["row"]]) + len(completions[row["row"]]))
+        for row in artifact.table("rows.parquet").to_pylist()
+    )
+
+
+def test_a_stage_of_passes_trains_on_each_row_so_often(machinery, tmp_path):
+    artifact = warmed_up(with_warmup(machinery, epochs=2.0), tmp_path)
+    assert artifact.table("rows.parquet")["times"].to_pylist() == [2] * 20
+    rates = artifact.table("steps.parquet")["learning_rate"].to_numpy()
+    assert len(rates) < 8 and rates[-1] < rates.max()
+
+
+def test_a_stage_has_one_length():
+    with pytest.raises(UserError, match="one length"):
+        resolve({}, {"train.tokens": "100", "train.epochs": "2"})
+    assert Length("steps", 8).of(None, [1, 2]) == 1
+
+
 def test_stopped_and_resumed_it_trains_on_the_same_rows_in_the_same_order(machinery, tmp_path):
     """Through more than two passes: nothing is replayed, skipped or shuffled anew, to the bit."""
-    seldom = dataclasses.replace(machinery.config.warmup, checkpoint_every=3)
-    config = dataclasses.replace(machinery.config, warmup=seldom)
-    machinery = dataclasses.replace(machinery, config=config)
+    machinery = with_warmup(machinery, checkpoint_every=3)
     whole = warmed_up(machinery, tmp_path / "whole")
     times = whole.table("rows.parquet")["times"].to_numpy()
     assert len(times) == 20 and times.min() >= 2, "each problem passes by more than once"
@@ -406,7 +455,7 @@ def test_training_keeps_two_checkpoints_however_long_it_goes_on(tmp_path, kind):
 
 def test_divergence_is_named_and_keeps_the_last_good_state(machinery, tmp_path, monkeypatch):
     """The rate explodes at step 4: what is saved after it is bad, and goes."""
-    exploding = lambda c, step, steps: 1e30 if step >= 4 else 1e-3  # noqa: E731
+    exploding = lambda c, step, *_: 1e30 if step >= 4 else 1e-3  # noqa: E731
     monkeypatch.setattr("karploop.training.train.learning_rate", exploding)
     store = Store(str(tmp_path), print)
     store.open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from karploop.bindings.shared import ROLES, Shared, inputs_of
@@ -23,15 +24,20 @@ class Judging(Shared):
     """Stages of verdicts, and the selection by them."""
 
     def judge(
-        self, index: int, samples: dict[int, Artifact], history: list[Artifact]
+        self,
+        index: int,
+        samples: dict[int, Artifact],
+        history: list[Artifact],
+        rewards: Sequence[Artifact] = (),
     ) -> Artifact | None:
         """The verdicts that the filter reads (or the one it is matched with), if any.
 
         Args:
           history: the first member's base, and its parameters after each round so far.
+          rewards: the reward models that rounds have trained so far.
         """
         if self.m.judge:
-            return self._judge_by_model(index, samples, history)
+            return self._judge_by_model(index, samples, history, rewards)
         return self._tally(self.m.tally, index, samples) if self.m.tally else None
 
     def _tally(self, name: str, index: int, samples: dict[int, Artifact]) -> Artifact:
@@ -47,9 +53,9 @@ class Judging(Shared):
             keyed=False,
         )
 
-    def _judge_by_model(self, index, samples, history) -> Artifact:
+    def _judge_by_model(self, index, samples, history, rewards) -> Artifact:
         settings, asked = self._asked_judge()
-        inputs = self.m.roles.inputs(self.m.judge.seats, history)
+        inputs = self.m.roles.inputs(self.m.judge.seats, history, rewards)
         decides = digest([settings, [inputs[name].content for name in sorted(inputs)]])
         return self._run(
             "judge",
@@ -73,10 +79,12 @@ class Judging(Shared):
         load = functools.partial(roles.load, self.m.weights, self.m.weights.mesh)
         return settings, dict(judge=judge, load=load, ranking=ranking, seed=self.config.seed)
 
-    def fitness(self, index: int, history: list[Artifact]) -> tuple[dict[str, Artifact], str]:
+    def fitness(
+        self, index: int, history: list[Artifact], rewards: Sequence[Artifact] = ()
+    ) -> tuple[dict[str, Artifact], str]:
         """What judge and policy make of labelled problems, where a model judges and there are any;
         and why the loop ends for it, if it does. Of the members, only the first is asked; of
-        an ensemble, who neither reads gold nor counts votes.
+        an ensemble, who neither reads gold nor counts votes. Arguments as of `judge`.
         """
         config, task = self.config.judge, self.m.task
         judge = self.m.judge and self.m.judge.by_itself
@@ -106,7 +114,7 @@ class Judging(Shared):
                 **asked,
             ),
             config={"asked": settings} | self.asked | answered,
-            inputs=self.m.roles.inputs(self.m.judge.seats, history)
+            inputs=self.m.roles.inputs(self.m.judge.seats, history, rewards)
             | {"seed": self.seed, "params": history[-1]},
             rng=self._rng(index),
             more=ROLES,

@@ -34,8 +34,26 @@ class Measuring(Shared):
         base: Artifact,
         stopped: str = "",
     ) -> Round:
-        """Measures the first member's parameters, against those it began with, and closes the
-        round."""
+        """Closes the round. The base, every so many rounds and the last one are measured."""
+        every, last = self.config.evaluate.every, index == self.config.rounds - 1
+        evals = {}
+        if stopped or last or index == BASE or (index + 1) % every == 0:
+            done = done | {"evaluate": self._evaluate(index, params, base)}
+            evals = json.loads(done["evaluate"].path(EVALS_FILE).read_text())
+        metrics = {}
+        if "fitness" in done:
+            metrics = read_fitness(done["fitness"]).metrics()
+        if self.m.reads_gold:
+            metrics["selected_by_gold"] = float("filter" in done)
+        if "watch" in done:
+            metrics |= json.loads(done["watch"].path(WATCH_FILE).read_text())
+            overlaps = json.loads(done["prompts"].path(OVERLAPS_FILE).read_text())
+            metrics |= {f"overlap/{kind}": float(count) for kind, count in overlaps.items()}
+        shared = {"seed": self.seed, "held_out": self.held_out} if index == BASE else {}
+        return Round(index, shared | done, evals, metrics, stopped)
+
+    def _evaluate(self, index: int, params: Artifact, base: Artifact) -> Artifact:
+        """The first member's parameters, against those it began with."""
         inputs, sampled = {"params": params, "held_out": self.held_out}, {}
         if self.config.evaluate.samples:
             sampled = {
@@ -43,7 +61,7 @@ class Measuring(Shared):
                 "temperature": self.config.evaluate.temperature,
             }
             inputs |= {} if index == BASE else {"base": base}
-        evaluated = self._run(
+        return self._run(
             "evaluate",
             functools.partial(
                 evaluate,
@@ -56,15 +74,3 @@ class Measuring(Shared):
             rng=self._rng(index),
             keyed=False,
         )
-        metrics = {}
-        if "fitness" in done:
-            metrics = read_fitness(done["fitness"]).metrics()
-        if self.m.reads_gold:
-            metrics["selected_by_gold"] = float("filter" in done)
-        if "watch" in done:
-            metrics |= json.loads(done["watch"].path(WATCH_FILE).read_text())
-            overlaps = json.loads(done["prompts"].path(OVERLAPS_FILE).read_text())
-            metrics |= {f"overlap/{kind}": float(count) for kind, count in overlaps.items()}
-        evals = json.loads(evaluated.path(EVALS_FILE).read_text())
-        shared = {"seed": self.seed, "held_out": self.held_out} if index == BASE else {}
-        return Round(index, shared | done | {"evaluate": evaluated}, evals, metrics, stopped)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from karploop.bindings.shared import ROLES, Shared, home_of, inputs_of
 from karploop.chains.rendering import load_templates, read_text
-from karploop.curriculum import following, window
+from karploop.curriculum import Reach, following, window
 from karploop.data.sources import labelled_again, round_prompts
 from karploop.records import SELECTION_FILE, Samples, Selection
 from karploop.sampling.by_chain import generate_by_chain
@@ -15,15 +15,18 @@ from karploop.sampling.generate import generate
 from karploop.stages import Artifact
 
 # Settings of `generate` that are in its prompts already, and those that change no sample
-_IN_PROMPTS = ("problems", "prompts", "difficulty_step", "max_difficulty", "spread", "advance")
+_IN_PROMPTS = (
+    *("problems", "prompts", "curriculum", "difficulty_step", "max_difficulty", "spread"),
+    "advance",
+)
 _WITHOUT_EFFECT = ("batch", "fused_steps")
 
 
 class Sampling(Shared):
     """Stages of prompts and samples."""
 
-    def prompts(self, index: int, newest: int) -> Artifact:
-        difficulties = window(self.config, newest)
+    def prompts(self, index: int, reach: Reach) -> Artifact:
+        difficulties = window(self.config, reach)
         count = self.config.generate.prompts
         shown = list(self.m.policy.prompting.shown)
         if self.config.generate.problems == "labelled":
@@ -103,10 +106,8 @@ class Sampling(Shared):
             more=(*ROLES, "karploop.chains.library", *home_of(self.config.generate.chain)),
         )
 
-    def next_difficulty(
-        self, newest: int, samples: dict[int, Artifact], selection: Artifact
-    ) -> int:
-        """The next round's newest difficulty, by what this round kept."""
+    def next_reach(self, reach: Reach, samples: dict[int, Artifact], selection: Artifact) -> Reach:
+        """The difficulties of the next round, by what this round kept."""
         rows = Samples.gather(inputs_of(samples))
         kept_S = Selection.from_table(selection.table(SELECTION_FILE)).kept_S
-        return following(self.config, newest, rows.difficulty_S, kept_S)
+        return following(self.config, reach, rows.difficulty_S, kept_S)

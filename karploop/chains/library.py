@@ -20,6 +20,11 @@ def answer(options: ChainOptions) -> Chain:
     return Chain("answer", (Ask("output"),))
 
 
+def teacher(options: ChainOptions) -> Chain:
+    """The role `teacher` answers in the policy's place (arXiv 1606.07947, section 3.2)."""
+    return Chain("teacher", (Ask("output", role="teacher"),))
+
+
 def question_answer(options: ChainOptions) -> Chain:
     """From a row's `topic` to a question about it and its answer."""
     return Chain(
@@ -167,7 +172,7 @@ def safe_reply(options: ChainOptions) -> Chain:
 CHAINS: dict[str, Callable[[ChainOptions], Chain]] = {
     make.__name__: make
     for make in (
-        *(answer, question_answer, reasoning, critique_revise, debate),
+        *(answer, teacher, question_answer, reasoning, critique_revise, debate),
         *(draft_judge_revise, extract_validate_repair, safe_reply),
     )
 }

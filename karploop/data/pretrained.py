@@ -160,6 +160,11 @@ class PretrainedTokenizer:
         """
         return self._reachable
 
+    def tokens(self, below: int) -> dict[str, int]:
+        """The ids below `below` by their tokens, control tokens included."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return {token: i for token, i in vocabulary.items() if i < below}
+
     @property
     def identity(self) -> str:
         """SHA-256 (hex) of all that decides what this tokenizer does.

@@ -60,7 +60,7 @@ def judge_name(config: Config, chosen: Filter, matched: Filter | None) -> str:
     asked, declared = config.judge.name, sorted(judges(chosen, matched) - {SCORES})
     name = config.filter.match or config.filter.name
     reader = f"the filter '{name}'" if SCORES in judges(chosen, matched) else ""
-    if not reader and config.objective.name != "sft" and not pairs_labelled(config):
+    if not reader and config.objective.scored and not pairs_labelled(config):
         reader = f"the objective '{config.objective.name}'"
     if reader and not asked and (len(declared) != 1 or "filter" in reader):
         known = declared or [*MODELS, *TALLIES]

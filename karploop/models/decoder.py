@@ -28,6 +28,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from karploop.config import ModelConfig
 from karploop.models.rope import Rotation, rotate, rotations
@@ -238,17 +239,29 @@ class Layer(nn.Module):
     """Attention and feed-forward block, each normed before and, with `post_norms`, after."""
 
     config: ModelConfig
+    rows: NamedSharding | None = None
 
     @nn.compact
     def __call__(self, carry, context: Context, layer, sliding: Flag):
         c = self.config
         x_BxLxE, cache = carry
-        normed = _norm(c, "attention_norm")(x_BxLxE)
+        normed = self._norm("attention_norm", x_BxLxE)
         update, cache = Attention(c, name="attention")(normed, context, cache, layer, sliding)
-        x_BxLxE = x_BxLxE + (_norm(c, "attention_post_norm")(update) if c.post_norms else update)
-        update = FeedForward(c, name="mlp")(_norm(c, "mlp_norm")(x_BxLxE))
-        x_BxLxE = x_BxLxE + (_norm(c, "mlp_post_norm")(update) if c.post_norms else update)
-        return (x_BxLxE, cache), None
+        update = laid(update, self.rows)
+        update = self._norm("attention_post_norm", update) if c.post_norms else update
+        x_BxLxE = laid(x_BxLxE + update, self.rows)
+        update = laid(FeedForward(c, name="mlp")(self._norm("mlp_norm", x_BxLxE)), self.rows)
+        update = self._norm("mlp_post_norm", update) if c.post_norms else update
+        return (laid(x_BxLxE + update, self.rows), cache), None
+
+    def _norm(self, name: str, x_BxLxE: jax.Array) -> jax.Array:
+        return laid(_norm(self.config, name)(x_BxLxE), self.rows)
+
+
+def laid(x_BxLxE: jax.Array, rows: NamedSharding | None) -> jax.Array:
+    """Activations between the parts of a layer, and their gradients, kept to one layout: left to
+    itself the compiler takes that of a parameter here and there, and moves them in between."""
+    return x_BxLxE if rows is None else jax.lax.with_sharding_constraint(x_BxLxE, rows)
 
 
 _FAR = jnp.iinfo(jnp.int32).max
@@ -259,10 +272,14 @@ _REMAT = {
 
 
 class Decoder(nn.Module):
-    """See the module docstring. `vocabulary` counts the rows of the embedding."""
+    """See the module docstring. `vocabulary` counts the rows of the embedding.
+
+    `rows` is where activations of (batch, length, width) lie; None leaves it to the compiler.
+    """
 
     config: ModelConfig
     vocabulary: int
+    rows: NamedSharding | None = None
 
     def setup(self):
         c = self.config
@@ -285,9 +302,9 @@ class Decoder(nn.Module):
                 in_axes=(nn.broadcast, 0, 0),
                 length=c.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(c)
+            )(c, self.rows)
         else:
-            self.layers = [layer(c) for _ in range(c.layers)]
+            self.layers = [layer(c, self.rows) for _ in range(c.layers)]
         self.final_norm = _norm(c)
 
     def __call__(
@@ -304,9 +321,14 @@ class Decoder(nn.Module):
         reads the whole cache (S = its length); without one S = L and `offset` is not read.
         """
         c = self.config
-        x_BxLxE = jnp.take(self.embedding, tokens_BxL, axis=0).astype(c.dtype)
+        table_VxE = self.embedding
+        if self.rows is not None:  # as every other matrix, whole along the axis that fsdp splits
+            whole = NamedSharding(self.rows.mesh, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
+            table_VxE = jax.lax.with_sharding_constraint(table_VxE, whole)
+        x_BxLxE = jnp.take(table_VxE, tokens_BxL, axis=0).astype(c.dtype)
         if c.embedding_scale:
             x_BxLxE = x_BxLxE * jnp.asarray(c.width**0.5, c.dtype)  # rounded, as it was trained
+        x_BxLxE = laid(x_BxLxE, self.rows)
         key_positions_BxS = positions_BxL
         if cache is not None:
             start = (0, offset)
@@ -328,7 +350,7 @@ class Decoder(nn.Module):
             for index, layer in enumerate(self.layers):
                 carry, _ = layer(carry, context, index, c.sliding_layers[index])
         x_BxLxE, cache = carry
-        return self.final_norm(x_BxLxE), cache
+        return laid(self.final_norm(x_BxLxE), self.rows), cache
 
     def logits(self, hidden_BxLxE: jax.Array) -> jax.Array:
         """Next-token logits_BxLxV, accumulated in float32 (works on any leading shape)."""

@@ -7,12 +7,14 @@ that somebody wants come first, and chunks in which there are none are passed ov
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from karploop.models.decoder import Decoder
+from karploop.models.if_wanted import if_wanted
 
 CHUNK = 1 << 24  # most logits held at once, in numbers: 64 MiB in float32
 
@@ -33,8 +35,6 @@ def token_logprobs(
       logprobs_BxL: its log-probability in nats, float32; 0 where it is not wanted.
       best_BxL: whether it is the most probable token, bool; false where it is not wanted.
     """
-    batch, length, width = hidden_BxLxE.shape
-    at_once = max(1, CHUNK // (batch * model.vocabulary))
 
     def look(hidden_BxCxE, targets_BxC):
         logits_BxCxV = model.apply(params, hidden_BxCxE, method="logits")
@@ -42,12 +42,31 @@ def token_logprobs(
         logprobs_BxC = picked_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
         return logprobs_BxC, jnp.argmax(logits_BxCxV, axis=-1).astype(jnp.int32) == targets_BxC
 
-    def skip(hidden_BxCxE, targets_BxC):
-        return jnp.zeros(targets_BxC.shape, jnp.float32), jnp.zeros(targets_BxC.shape, bool)
+    return by_chunks(look, (hidden_BxLxE, targets_BxL), wanted_BxL, model.vocabulary)
+
+
+def by_chunks(
+    look: Callable[..., tuple[jax.Array, ...]],
+    given: tuple[jax.Array, ...],
+    wanted_BxL: jax.Array,
+    logits: int,
+) -> tuple[jax.Array, ...]:
+    """What `look` finds at each position, some of them at a time; 0 or false where not wanted.
+
+    Args:
+      look: from a chunk of each of `given`, (B, C, …), to arrays of one number a position, (B, C).
+        What it closes over may have a gradient, too.
+      given: arrays (B, L, …).
+      logits: how many `look` holds of a position.
+    """
+    batch, length = wanted_BxL.shape
+    at_once = max(1, CHUNK // (batch * logits))
+
+    def only_wanted(found, wanted_BxC):
+        return tuple(jnp.where(wanted_BxC, x_BxC, jnp.zeros((), x_BxC.dtype)) for x_BxC in found)
 
     if at_once >= length:
-        logprobs_BxL, best_BxL = look(hidden_BxLxE, targets_BxL)
-        return jnp.where(wanted_BxL, logprobs_BxL, 0.0), best_BxL & wanted_BxL
+        return only_wanted(look(*given), wanted_BxL)
     chunks = -(-length // at_once)
     padding = ((0, 0), (0, chunks * at_once - length))
     # Within each row, so that a batch over several devices stays where it is.
@@ -64,11 +83,8 @@ def token_logprobs(
         ordered_BxL = jnp.moveaxis(x_NxBxC, 0, 1).reshape(batch, chunks * at_once)
         return jnp.take_along_axis(ordered_BxL, place_BxL, axis=1)
 
-    @jax.checkpoint
     def step(part):
-        hidden_BxCxE, targets_BxC, wanted_BxC = part
-        found = jax.lax.cond(jnp.any(wanted_BxC), look, skip, hidden_BxCxE, targets_BxC)
-        return jnp.where(wanted_BxC, found[0], 0.0), found[1] & wanted_BxC
+        *part, wanted_BxC = part
+        return only_wanted(if_wanted(look, jnp.any(wanted_BxC), *part), wanted_BxC)
 
-    logprobs, best = jax.lax.map(step, tuple(map(split, (hidden_BxLxE, targets_BxL, wanted_BxL))))
-    return join(logprobs), join(best)
+    return tuple(map(join, jax.lax.map(step, tuple(map(split, (*given, wanted_BxL))))))

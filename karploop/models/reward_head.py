@@ -11,6 +11,8 @@ import safetensors.numpy
 
 from karploop.files import write_atomic
 
+HEAD = "head.safetensors"
+
 
 class RewardHead(NamedTuple):
     """One number of a hidden state of E entries: their product with a vector, plus an offset."""

@@ -84,9 +84,15 @@ class Bound:
         """Raises UserError unless the role can give what is `wanted` of it.
 
         Args:
-          wanted: text, probabilities, or reward.
+          wanted: text, probabilities, distributions (over tokens, by weights), or reward.
         """
         config, where = self._configs[name], f"'config.roles.{name}'"
+        if wanted == "distributions" and config.base_url:
+            raise UserError(
+                f"{where} is to read tokens, and a server reads texts: bind it to weights "
+                "('path'), or learn from what it writes ('config.generate.chain=teacher' with "
+                "'config.objective.name=sft')"
+            )
         if wanted == "reward" and config not in self._rewards:
             raise UserError(
                 f"{where} wants a reward model: set 'path' to a folder that experiments.reward made"
@@ -135,6 +141,10 @@ class Bound:
                 said_by += [config.path, self._models[config].stamps()]
             found.append([name, *said_by])
         return found
+
+    def model(self, name: str) -> LocalModel:
+        """The checkpoint of a role that has one."""
+        return self._models[self._configs[name]]
 
     @property
     def names(self) -> list[str]:

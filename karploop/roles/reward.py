@@ -1,40 +1,60 @@
 """A checkpoint as the reader of replies, and the folder of a trained reward model.
 
 The folder has `head.safetensors` and `reward.json`, which says what the head was trained on. The
-checkpoint is not copied; it is known by the SHA-256 of its files.
+checkpoint is not copied; it is known by the SHA-256 of its files. What was trained of it is in
+`adapter/`, as PEFT writes it, or whole in `model/`, as `transformers` does.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
 
 from karploop.asking import Asked, spoken
+from karploop.data.prompting import Prompting
 from karploop.errors import UserError
 from karploop.files import file_sha256
 from karploop.judging.reward_model import Reply, RewardModel
 from karploop.mesh import check_batch
-from karploop.models.reward_head import RewardHead
+from karploop.models.checkpoint import load_params, open_checkpoint
+from karploop.models.peft import load_peft
+from karploop.models.reward_head import HEAD, RewardHead
+from karploop.models.weights import Weights
 from karploop.roles.local import LocalModel
 from karploop.sampling.reader import Reader
 
-HEAD, CARD = "head.safetensors", "reward.json"
+CARD = "reward.json"
+ADAPTER, MODEL = "adapter", "model"  # folders
+
+
+class Reads(Protocol):
+    """How a model reads a prompt with its completion: to the token that ends it."""
+
+    def tokens(self, prompt: Asked, completion: str) -> list[int]:
+        """Raises UserError: the chat template refuses the prompt."""
+
+    def too_long(self, tokens: Sequence[int]) -> str:
+        """Why there is no room for so many tokens; "" where there is."""
 
 
 class Spelling:
-    """How a model reads a prompt with its completion: to the token that ends it."""
+    """A checkpoint's way: by its chat template, or plainly."""
 
-    def __init__(self, model: LocalModel, chat: bool):
-        """`chat`: by the chat template, where a text is a user's message."""
+    def __init__(self, model: LocalModel, chat: bool, room: int = 0):
+        """Args:
+        chat: by the chat template, where a text is a user's message.
+        room: most tokens, where that is less than the context has room for; 0: it is not.
+        """
         self._tokenizer, self._chat = model.tokenizer, chat
-        self._room = model.config.max_length
+        self._room = min(room or model.config.max_length, model.config.max_length)
         self._end = _end_of_turn(model) if chat else self._tokenizer.eos_id
 
     def tokens(self, prompt: Asked, completion: str) -> list[int]:
@@ -48,10 +68,29 @@ class Spelling:
         return [*start, *self._tokenizer.encode(completion), self._end]
 
     def too_long(self, tokens: Sequence[int]) -> str:
-        """Why the context has no room for so many tokens; "" where it has."""
-        if len(tokens) <= self._room:
-            return ""
-        return f"the reply takes {len(tokens)} tokens, and the context has room for {self._room}"
+        return no_room(tokens, self._room)
+
+
+class AsTrained:
+    """How a reward model of the loop reads: what its training rows were."""
+
+    def __init__(self, prompting: Prompting, room: int):
+        self._prompting, self._room = prompting, room
+
+    def tokens(self, prompt: Asked, completion: str) -> list[int]:
+        """Raises UserError: the chat template refuses the prompt."""
+        start, end = self._prompting.example(prompt, completion)
+        return [*start, *end]
+
+    def too_long(self, tokens: Sequence[int]) -> str:
+        return no_room(tokens, self._room)
+
+
+def no_room(tokens: Sequence[int], room: int) -> str:
+    """Why a context of so many tokens has no room for these; "" where it has."""
+    if len(tokens) <= room:
+        return ""
+    return f"the reply takes {len(tokens)} tokens, and the context has room for {room}"
 
 
 def _end_of_turn(model: LocalModel) -> int:
@@ -66,13 +105,24 @@ def _end_of_turn(model: LocalModel) -> int:
 
 
 class Replies:
-    """A checkpoint's weights on the mesh, reading replies."""
+    """Weights on the mesh, reading replies."""
 
-    def __init__(self, model: LocalModel, spelling: Spelling, mesh: Mesh, batch: int):
+    def __init__(self, weights: Weights, params: Any, spelling: Reads, pad_id: int, batch: int):
         """`batch`: replies on the device at a time; no influence on what is read."""
-        self.weights, self._params = model.load(mesh)
-        self._reader = Reader(self.weights, model.tokenizer.pad_id)
+        self.weights, self._params = weights, params
+        self._reader = Reader(weights, pad_id)
         self._spelling, self._batch = spelling, batch
+
+    @classmethod
+    def of(cls, model: LocalModel, spelling: Spelling, mesh: Mesh, batch: int) -> Replies:
+        """Lays a checkpoint on the mesh."""
+        return cls(*model.load(mesh), spelling, model.tokenizer.pad_id, batch)
+
+    def with_params(self, params: Any) -> Replies:
+        """The same architecture with other parameters; what is compiled is shared."""
+        replies = copy.copy(self)
+        replies._params = params
+        return replies
 
     def read(self, replies: Sequence[Reply]) -> tuple[np.ndarray, list[str]]:
         """The hidden states of those there is room for, and for each reply why there is none."""
@@ -130,19 +180,21 @@ class TrainedReward:
 
     def identity(self) -> dict[str, Any]:
         """What decides its rewards."""
+        tuned = self.card.get("tuned")
         return {
             "head": self.card["head_sha256"],
             "base": self.card["base"]["files"],
             "tokenizer": self.card["base"]["tokenizer"],
             "chat": self.card["base"]["chat"],
             "dtype": self.model.config.dtype,
-        }
+        } | ({"tuned": tuned} if tuned else {})
 
     def load(self, mesh: Mesh, batch: int) -> RewardModel:
         """Lays the checkpoint on the mesh.
 
         Raises:
-          UserError: it is not the one that the head was trained on; or `batch` does not divide.
+          UserError: it is not the one that the head was trained on, or what was trained of it is
+            not as it was; or `batch` does not divide.
         """
         check_batch(batch, mesh, "batch")
         recorded, model = self.card["base"], self.model
@@ -151,8 +203,33 @@ class TrainedReward:
                 f"the model at '{model.path}' is not the one that '{self.path}' was trained on: "
                 "put the former one back, or train again"
             )
-        replies = Replies(model, Spelling(model, recorded["chat"]), mesh, batch)
+        if tuned_files(self.path) != self.card.get("tuned", {}):
+            raise UserError(
+                f"'{self.path}': what is in {ADAPTER} or {MODEL} is not what {CARD} is about: "
+                "train it again, into another folder"
+            )
+        weights, params = self._params(mesh)
+        spelling = Spelling(model, recorded["chat"])
+        replies = Replies(weights, params, spelling, model.tokenizer.pad_id, batch)
         return RewardModel(self.head, replies.read, self.identity())
+
+    def _params(self, mesh: Mesh) -> tuple[Weights, Any]:
+        """The architecture on the mesh, and the parameters that the head was trained with."""
+        if (self.path / MODEL).exists():
+            weights = Weights(self.model.config, self.model.vocabulary, mesh)
+            return weights, load_params(open_checkpoint(self.path / MODEL), weights)
+        weights, params = self.model.load(mesh)
+        if (self.path / ADAPTER).exists():
+            adapter, lora = load_peft(self.path / ADAPTER, weights)
+            params = weights.merge(params, adapter, lora.scale)
+        return weights, params
+
+
+def tuned_files(folder: pathlib.Path) -> dict[str, str]:
+    """The SHA-256 of each file in a reward model's folder that holds what was trained beside the
+    head, by its name there."""
+    found = [path for name in (ADAPTER, MODEL) for path in sorted((folder / name).glob("*"))]
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in found}
 
 
 def load_reward(path: str, mesh: Mesh, batch: int, dtype: str = "", base: str = "") -> RewardModel:

@@ -15,6 +15,8 @@ from karploop.chains.rendering import Templates
 from karploop.chains.run import Run, Runner, Settings
 from karploop.config import GenerateConfig
 from karploop.data.prompting import Prompting
+from karploop.data.tokenizer import Tokenizer
+from karploop.errors import UserError
 from karploop.records import PROMPTS_FILE, SAMPLES_FILE, Samples
 from karploop.sampling.sampler import batches
 from karploop.stages import Artifact, StageContext
@@ -41,8 +43,9 @@ def generate_by_chain(
     """Takes inputs['prompts'] through the chain, into `samples.parquet` (ChainSamples).
 
     The policy is asked a prompt as it is in every other round; steps with a template ask in the
-    template's words alone. A run that failed, has no output, or was cut in the step that is its
-    output, did not end. What another model may have written has no log-probabilities.
+    template's words alone. A run that failed, has no output, one that the policy has no tokens
+    for, or one that was cut in the step that it is from, did not end. What another model may have
+    written has no log-probabilities.
 
     Args:
       longest: most tokens of an output, and of every step, without a stop token.
@@ -89,7 +92,7 @@ def _record(
     member: int,
 ) -> ChainSamples:
     texts = [_output(run, chain, prompting) for run in runs]
-    tokens = [prompting.tokenizer.encode(text or "") for text in texts]
+    tokens = [_encode(prompting.tokenizer, text) for text in texts]
     ids = np.repeat(np.array(rows), config.samples)
     return ChainSamples(
         prompt_id_S=ids,
@@ -100,15 +103,23 @@ def _record(
         completions=[text or "" for text in texts],
         finished_S=np.array(
             [
-                text is not None and len(ids_of_text) <= longest and run.whole(chain.output)
-                for run, text, ids_of_text in zip(runs, texts, tokens, strict=True)
+                ids_of_text is not None and len(ids_of_text) <= longest and run.whole(chain.output)
+                for run, ids_of_text in zip(runs, tokens, strict=True)
             ]
         ),
-        tokens=tokens,
+        tokens=[ids_of_text or [] for ids_of_text in tokens],
         logprobs=[[] for _ in runs],
         entropy_S=np.full(len(runs), np.nan),
         steps=[json.dumps(run.steps, ensure_ascii=False) for run in runs],
     )
+
+
+def _encode(tokenizer: Tokenizer, text: str | None) -> list[int] | None:
+    """None where there is no text, or one that the tokenizer cannot write."""
+    try:
+        return None if text is None else tokenizer.encode(text)
+    except UserError:
+        return None
 
 
 def _output(run: Run, chain: Chain, prompting: Prompting) -> str | None:

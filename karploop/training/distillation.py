@@ -9,7 +9,8 @@ Three ways, by what is known of the teacher:
                            `policy_losses.policy_loss`. One number a token, from any teacher with
                            the same tokenizer.
   all next tokens'         `distillation_loss` on texts of either, between whole distributions:
-                           generalised knowledge distillation (arXiv 2306.13649).
+                           generalised knowledge distillation (arXiv 2306.13649). In training, where
+                           there is no room for these, `token_divergences`.
 
 Both models' distributions are unfiltered and at one temperature; for another than 1, divide logits
 by it before the softmax.
@@ -18,11 +19,14 @@ by it before the softmax.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from karploop.errors import UserError
+from karploop.models.decoder import Decoder
+from karploop.models.likelihood import by_chunks
 from karploop.training.weighting import full
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -68,6 +72,61 @@ def distillation_loss(
         jnp.where(counted_Tx1, full(x_TxV), 0.0) for x_TxV in (student_TxV, teacher_TxV)
     )
     return jnp.sum(shares_T * divergences(student_TxV, teacher_TxV, divergence, beta))
+
+
+class Read(NamedTuple):
+    """A model, and its hidden states of a batch after the final norm."""
+
+    model: Decoder
+    params: Any
+    hidden_BxLxE: jax.Array
+
+
+def token_divergences(
+    student: Read,
+    teacher: Read,
+    targets_BxL: jax.Array,
+    wanted_BxL: jax.Array,
+    *,
+    divergence: str,
+    beta: float,
+    temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The divergence at each position, without logits of a whole batch; only `student` has a
+    gradient.
+
+    Args:
+      student, teacher: of any widths. Where one embedding has more rows, which are then padding,
+        both distributions are over the rows that the other has.
+      targets_BxL: the token that comes next, for the second result.
+      wanted_BxL: bool; both heads are spent on these.
+      divergence, beta: as in `divergences`.
+      temperature: that the logits of both are divided by, above 0.
+
+    Returns:
+      divergences_BxL: nats, float32; 0 where not wanted.
+      best_BxL: whether the target is the student's most probable token, bool; false where not
+        wanted.
+    """
+    models = student.model, teacher.model
+    shared = min(model.vocabulary for model in models)
+
+    def look(student_BxCxE, teacher_BxCxE, targets_BxC):
+        logits_BxCxV, taught_BxCxV = (
+            read.model.apply(read.params, hidden_BxCxE, method="logits")[..., :shared]
+            for read, hidden_BxCxE in ((student, student_BxCxE), (teacher, teacher_BxCxE))
+        )
+        found_BxC = divergences(
+            jax.nn.log_softmax(logits_BxCxV / temperature),
+            jax.nn.log_softmax(taught_BxCxV / temperature),
+            divergence,
+            beta,
+        )
+        return found_BxC, jnp.argmax(logits_BxCxV, axis=-1).astype(jnp.int32) == targets_BxC
+
+    given = (student.hidden_BxLxE, jax.lax.stop_gradient(teacher.hidden_BxLxE), targets_BxL)
+    logits = sum(model.vocabulary for model in models)
+    return by_chunks(look, given, wanted_BxL, logits)
 
 
 def divergences(

@@ -1,10 +1,14 @@
-"""The `experience` stage: samples with their advantage over others of their prompt."""
+"""The `experience` stage: samples with their advantage over others of their prompt.
+
+Where a teacher says how good each token is, `teaching.py` makes the same.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -63,7 +67,8 @@ def experience(
         told = Counter(reason for reason in found.reasons if reason != COMPARED)
         notes = [f"{len(chosen)} episodes", *(f"{n} with {reason}" for reason, n in told.items())]
         progress.advance(len(samples), note=", ".join(notes))
-    context.write_table(EPISODES_FILE, _episodes(context, samples, found.values_S, chosen))
+    advantages = [[found.values_S[i]] * len(samples.tokens[i]) for i in chosen]
+    context.write_table(EPISODES_FILE, episodes(context, samples, chosen, advantages).to_table())
 
 
 def rewards(verdicts: Verdicts, kind: str) -> np.ndarray:
@@ -85,23 +90,28 @@ def rewards(verdicts: Verdicts, kind: str) -> np.ndarray:
 
 def _reference(context, trainer, prompting, config, train, samples) -> np.ndarray:
     """The reference's log-probability of each sample: reference_S."""
-    everything = Episodes.from_table(
-        _episodes(context, samples, np.zeros(len(samples)), range(len(samples)))
-    )
-    texts = units(everything, prompting, config, train.row_length)
+    texts = units(episodes(context, samples), prompting, config, train.row_length)
     params = trainer.weights.load(context.inputs["reference"])
     found = logprobs_of(texts, functools.partial(trainer.logprobs, params), train)
     return np.array([text.sum(dtype=np.float64) for (text,) in found])
 
 
-def _episodes(context, samples: Samples, values_S: np.ndarray, rows):
-    sources, rows = Samples.origins(context.inputs), list(rows)
+def episodes(
+    context: StageContext,
+    samples: Samples,
+    rows: Sequence[int] | None = None,
+    advantages: Sequence[Sequence[float]] | None = None,
+) -> Episodes:
+    """Episodes of some samples, by their rows (all), with the advantages of their tokens (0)."""
+    sources, rows = Samples.origins(context.inputs), range(len(samples)) if rows is None else rows
+    if advantages is None:
+        advantages = [[0.0] * len(samples.tokens[i]) for i in rows]
     return Episodes(
         prompts=[samples.prompts[i] for i in rows],
         tokens=[samples.tokens[i] for i in rows],
         logprobs=[samples.logprobs[i] for i in rows],
-        advantage=values_S[rows].astype(np.float64),
+        advantages=advantages,
         difficulty=samples.difficulty_S[rows],
         source=[sources[i][0] for i in rows],
         row=np.array([sources[i][1] for i in rows], np.int64),
-    ).to_table()
+    )

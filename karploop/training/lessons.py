@@ -22,7 +22,7 @@ from karploop.records import (
     Record,
 )
 from karploop.training.objectives import EPISODES, EXAMPLES, LABELS, PAIRS
-from karploop.training.packing import Tokenized, Unit, checked, tokenize
+from karploop.training.packing import Tokenized, Unit, checked, ending, tokenize
 
 RECORDS: dict[str, tuple[type[Record], str]] = {  # by what an objective learns from
     EXAMPLES: (Examples, EXAMPLES_FILE),
@@ -48,6 +48,18 @@ def units(
         if config.weighting == "example":
             texts = [replace(text, weight=1 / text.targets) for text in texts]
         return [(text,) for text in texts]
+    if isinstance(rows, Contrasts) and config.name == "reward":
+
+        def whole(prompt: str, completion: str) -> Tokenized:
+            start, end = prompting.example(prompt, completion)
+            return rewarded([*start, *end], row_length, prompt + completion)
+
+        return [
+            (whole(prompt, chosen), whole(prompt, rejected))
+            for prompt, chosen, rejected in zip(
+                rows.prompts, rows.chosen, rows.rejected, strict=True
+            )
+        ]
     if isinstance(rows, Contrasts):
         present = {"present": 1.0}
         sides = (
@@ -60,6 +72,13 @@ def units(
         ]
     assert isinstance(rows, Episodes)
     return [(_episode(rows, i, prompting, row_length),) for i in range(len(rows))]
+
+
+def rewarded(
+    tokens: Sequence[int], row_length: int, text: str = "", weight: float = 1.0
+) -> Tokenized:
+    """A text of a pair, of this weight, whose reward is read at its last token."""
+    return ending(tokens, row_length, text, by_text={"present": weight})
 
 
 def _labelled(rows: Labelled, prompting: Prompting, row_length: int) -> list[Unit]:
@@ -89,8 +108,11 @@ def _episode(rows: Episodes, i: int, prompting: Prompting, row_length: int) -> T
         (prompt, rows.tokens[i]),
         row_length,
         rows.prompts[i],
-        by_token={"sampler": np.array(rows.logprobs[i], np.float32)},
-        by_text={"present": 1.0, "advantage": float(rows.advantage[i])},
+        by_token={
+            "sampler": np.array(rows.logprobs[i], np.float32),
+            "advantage": np.array(rows.advantages[i], np.float32),
+        },
+        by_text={"present": 1.0},
     )
 
 

@@ -41,8 +41,9 @@ def mix(
     part_N = np.repeat(names, [len(part) for part in parts])
     chosen_N = np.ones(len(part_N), bool)
     if kept and regime.data == "budget":
-        own = np.flatnonzero(part_N != "seed")
-        chosen_N[rng.permutation(own)[regime.budget :]] = False
+        # A labelled row that counts as any other comes out of the budget, too.
+        drawn = np.flatnonzero((part_N != "seed") | (regime.seed_share < 0))
+        chosen_N[rng.permutation(drawn)[regime.budget :]] = False
     if kept and regime.seed_share == 0 and (part_N != "seed").any():
         chosen_N &= part_N != "seed"
     rows = kind.from_table(kind.concatenate(parts).to_table().filter(chosen_N))

@@ -9,15 +9,19 @@ import optax.contrib
 from karploop.config import ADAPTABLE, OptimizerConfig
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+def learning_rate(config: OptimizerConfig, done: int, total: int, size: int = 1) -> float:
     """Warm-up, stable, decay (arXiv 2404.06395): linear up, flat, linear down to `final` × peak.
 
     Computed on the host and passed to the step as an argument, so that stages of different length
     share one compiled program.
+
+    Args:
+      done, total: of what the stage's length is counted in, before this step and in the end.
+      size: of this step.
     """
-    warmup, decay = config.warmup * steps, config.decay * steps
-    up = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    left = steps - step
+    warmup, decay = config.warmup * total, config.decay * total
+    up = min(1.0, (done + size) / warmup) if warmup else 1.0
+    left = total - done
     down = config.final + (1 - config.final) * left / decay if decay and left < decay else 1.0
     return config.learning_rate * min(up, down)
 

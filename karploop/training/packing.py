@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     positions_BxL: np.ndarray  # int32, from 0 within each segment
     places_BxL: np.ndarray  # int32, which of the batch's texts, unit by unit; 0 on padding
     by_token: dict[str, np.ndarray]  # float32, of each target; shaped like the rows
-    by_text: dict[str, np.ndarray]  # float32, of each place up to `places(rows, row_length)`
+    by_text: dict[str, np.ndarray]  # float32, of each place: `places` for each part of the rows
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,15 @@ def checked(
     return Tokenized(np.array([*start, *end], np.int32), len(start), **more)
 
 
+def ending(tokens: Sequence[int], row_length: int, text: str, **more) -> Tokenized:
+    """A text that is read to its last token, and learnt from at that one alone.
+
+    What stands there as the target is the token itself, and means nothing. Raises UserError: no row
+    can hold it.
+    """
+    return checked((tokens, tokens[-1:]), row_length, text, **more)
+
+
 def stream(weights_N: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
     """Endless indices of units, drawn in proportion to their weights.
 
@@ -87,65 +96,77 @@ def stream(weights_N: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
 
 
 def places(rows: int, row_length: int) -> int:
-    """The most texts of a batch, if each is one token long; even, for pairs."""
+    """The most texts of so many rows, if each is one token long; even, for pairs."""
     return rows * row_length + rows * row_length % 2
 
 
 def pack(
-    units: Sequence[Unit], order: Iterator[int], rows: int, row_length: int
+    units: Sequence[Unit], order: Iterator[int], rows: int, row_length: int, parts: int = 1
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Batches of `rows` rows, and the units in each; first fit, in the order given.
 
     A unit that does not fit into the batch opens the next one. The last batch of an order that
     ends may be nearly empty.
 
+    Args:
+      parts: of the rows, equally many each and a divisor of `rows`. All texts of a unit are in one
+        part, so that a part is a batch by itself (see `accumulation.py`). Units of one text are
+        packed as they are without.
+
     Raises:
-      UserError: the texts of one unit do not fit into a batch together.
+      UserError: the texts of one unit do not fit into a part together.
     """
+    size = rows // parts
     waiting = next(order, None)
     while waiting is not None:
-        batch, taken = _empty(units[waiting], rows, row_length), []
-        used, segments, count = [0] * rows, [0] * rows, 0
+        batch, taken = _empty(units[waiting], size, row_length, parts), []
+        used, segments, counts = [0] * rows, [0] * rows, [0] * parts
         while waiting is not None:
-            at = _fit(units[waiting], used, row_length)
+            at = _fit(units[waiting], used, row_length, size)
             if at is None:
                 break
             for text, row in zip(units[waiting], at, strict=True):
+                part, start = row // size, used[row]
                 segments[row] += 1
-                _place(batch, row, used[row], segments[row], count, text)
+                place = part * places(size, row_length) + counts[part]
+                _place(batch, row, start, segments[row], place, text)
                 used[row] += len(text.tokens) - 1
-                count += 1
+                counts[part] += 1
             taken.append(waiting)
             waiting = next(order, None)
         if not taken:
             raise UserError(
-                f"{len(units[waiting])} texts that are compared do not fit into a batch of {rows} "
+                f"{len(units[waiting])} texts that are compared do not fit into a batch of {size} "
                 f"rows of {row_length} tokens together: raise 'rows' or 'row_length'"
+                + (", or lower 'accumulation'" if parts > 1 else "")
             )
         yield batch, taken
 
 
-def _empty(like: Unit, rows: int, row_length: int) -> Batch:
+def _empty(like: Unit, size: int, row_length: int, parts: int) -> Batch:
+    rows, many = parts * size, parts * places(size, row_length)
     arrays = (np.zeros((rows, row_length), t) for t in _DTYPES)
     by_token = {name: np.zeros((rows, row_length), np.float32) for name in like[0].by_token}
-    many = places(rows, row_length)
     return Batch(*arrays, by_token, {name: np.zeros(many, np.float32) for name in like[0].by_text})
 
 
 _DTYPES = (np.int32, np.int32, np.float32, np.int32, np.int32, np.int32)
 
 
-def _fit(unit: Unit, used: Sequence[int], row_length: int) -> list[int] | None:
-    """A row for each text of a unit, or None where there is not one for all."""
-    used, at = list(used), []
-    for text in unit:
-        length = len(text.tokens) - 1
-        row = next((r for r, u in enumerate(used) if u + length <= row_length), None)
-        if row is None:
-            return None
-        used[row] += length
-        at.append(row)
-    return at
+def _fit(unit: Unit, used: Sequence[int], row_length: int, size: int) -> list[int] | None:
+    """A row for each text of a unit, all in one part of `size` rows; None where there is none."""
+    for first in range(0, len(used), size):
+        room, at = list(used[first : first + size]), []
+        for text in unit:
+            length = len(text.tokens) - 1
+            row = next((r for r, u in enumerate(room) if u + length <= row_length), None)
+            if row is None:
+                break
+            room[row] += length
+            at.append(first + row)
+        if len(at) == len(unit):
+            return at
+    return None
 
 
 def _place(batch: Batch, row: int, start: int, segment: int, place: int, text: Tokenized) -> None:

@@ -20,7 +20,8 @@ def logprobs_of(
         itself differs by rounding at most.
     """
     found: list[list[np.ndarray]] = [[] for _ in units]
-    for batch, taken in pack(units, iter(range(len(units))), config.rows, config.row_length):
+    rows = config.rows // config.accumulation  # no more at a time than in training
+    for batch, taken in pack(units, iter(range(len(units))), rows, config.row_length):
         logprobs_BxL = read(batch)
         learnt_BxL = batch.weights_BxL > 0
         place = 0

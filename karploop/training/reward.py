@@ -8,8 +8,20 @@ that were computed once, or a whole model under training.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+from karploop.training.weighting import weighted_mean
+
+
+class RewardMetrics(NamedTuple):
+    """Weighted means over pairs, float32; NaN where no pair has weight."""
+
+    accuracy: jax.Array  # share of pairs whose better text has the larger reward; a tie is ½
+    margin: jax.Array  # reward of the better text minus that of the worse one
+    mean: jax.Array  # reward of both
 
 
 def bradley_terry(
@@ -35,3 +47,12 @@ def bradley_terry(
     losses_N = jax.nn.softplus(rejected_N - chosen_N)
     losses_N += jnp.float32(centring) * jnp.square(chosen_N + rejected_N)
     return jnp.sum(weights_N * losses_N) / jnp.sum(weights_N)
+
+
+def metrics_of_rewards(
+    chosen_N: jax.Array, rejected_N: jax.Array, weights_N: jax.Array
+) -> RewardMetrics:
+    """What to report of pairs; arguments as of `bradley_terry`."""
+    margin_N = chosen_N - rejected_N
+    of_pairs = 0.5 + 0.5 * jnp.sign(margin_N), margin_N, 0.5 * (chosen_N + rejected_N)
+    return RewardMetrics(*(weighted_mean(x_N, weights_N, jnp.nan) for x_N in of_pairs))
