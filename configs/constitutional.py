@@ -1,18 +1,20 @@
 """Constitutional AI on a small model (arXiv 2212.08073): it criticises, revises and judges itself.
 
-    python -m experiments.run --config=configs/constitutional.py:dpo
+    python -m experiments.run --config=configs/constitutional.py
 
 A decoder of 160,000 parameters learns from labelled rows to answer requests, useful replies that
 break each of three principles half of the time, and to find fault, revise and compare
 (`karploop/data/tasks/manners.py`). Then
 
-  round 0   supervised: it replies, finds fault by a principle and revises, four times over, and
-            learns the last revisions
-  round 1   from AI feedback: of two replies the base says which agrees more with the principles,
-            and the policy learns such pairs (DPO, arXiv 2305.18290)
+  round 0     supervised: it replies, finds fault by a principle and revises, four times over, and
+              learns the last revisions
+  round 1     of two replies the base says which agrees more with the principles, and a reward model
+              learns what it says
+  rounds 2–4  the policy learns from its samples by their rewards (policy gradient)
 
-No stage reads gold or counts faults: `manners/1/violations`, principles broken a reply on held-out
-requests, is measured beside. The argument `tiny` runs the same code in seconds and learns nothing.
+With the argument `dpo` it learns the pairs of round 1 itself (arXiv 2305.18290) and is done. No
+stage reads gold or counts faults: `manners/1/violations`, principles broken a reply on held-out
+requests, is measured beside. `tiny` runs the same code in seconds and learns nothing.
 """
 
 from ml_collections import ConfigDict
@@ -29,12 +31,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c = ConfigDict(
         dict(
             name="constitutional",
-            rounds=2,
+            rounds=2 if "dpo" in wanted else 5,
             task=dict(
                 name="karploop.data.tasks.manners:MANNERS", seed_difficulty=4, seed_problems=20_000
             ),
             # As in the paper, what gives feedback is not what is trained.
-            roles=dict(feedback=dict(weights="base")),
+            roles=dict(feedback=dict(weights="base")),  # and a reward model, see below
             model=dict(
                 **dict(layers=3, width=64, heads=4, head_width=16, mlp_width=256),
                 **dict(max_length=128, positions="rope", alphabet="ascii"),
@@ -62,22 +64,36 @@ def get_config(arg: str | None = None) -> ConfigDict:
             filter=dict(name="none"),
             regime=dict(data="replace", seed_share=0.0),
             evaluate=dict(problems=128, difficulties=(1, 2, 3, 4), samples=4, batch=128),
-            phases={"1": _feedback("dpo")},
         )
     )
+    if "dpo" in wanted:
+        c.phases = {"1": _feedback(dict(name="dpo", reference="round"))}
+    else:
+        c.roles.judge = dict(weights="reward")
+        c.phases = {"1": _feedback(dict(name="reward")), "2": _reinforcement()}
     if "tiny" in wanted:
         _shrink(c)
     return c
 
 
-def _feedback(objective: str) -> dict:
+def _feedback(objective: dict) -> dict:
     """A round that learns from which of two replies the base prefers."""
     return dict(
         generate=dict(chain="", samples=2),
         judge=dict(name="constitution", role="feedback"),
-        objective=dict(name=objective, reference="round"),
+        objective=objective,
         train=dict(optimizer=dict(learning_rate=3e-4)),
         regime=dict(seed_share=-1.0),
+    )
+
+
+def _reinforcement() -> dict:
+    """Rounds that learn from rewards."""
+    return dict(
+        generate=dict(prompts=128, samples=8),
+        judge=dict(name="reward", role="judge"),
+        objective=dict(name="policy_gradient", reward="raw", reference="round", kl=0.05),
+        train=dict(steps=60),
     )
 
 
