@@ -50,13 +50,17 @@ def units_of(objective, rng, count=9):
         length = int(rng.integers(2, LENGTH + 1))
         start = int(rng.integers(1, length))
         targets = length - start
-        known = {name: float(rng.normal()) for name in ("reference", "advantage")}
         return Tokenized(
             rng.integers(0, VOCABULARY, length).astype(np.int32),
             start,
             1 / targets if objective.config.weighting == "example" else 1.0,
-            {name: rng.normal(size=targets) - 2.0 for name in ("sampler", "reference")},
-            known | {"present": 1.0, "desirable": float(place % 3 == 0)},
+            {name: rng.normal(size=targets) - 2.0 for name in ("sampler", "reference")}
+            | {"advantage": np.full(targets, rng.normal())},
+            {
+                "reference": float(rng.normal()),
+                "present": 1.0,
+                "desirable": float(place % 3 == 0),
+            },
         )
 
     return [tuple(text(place) for _ in range(texts)) for place in range(count)]
@@ -64,7 +68,7 @@ def units_of(objective, rng, count=9):
 
 def gradients(objective, parts):
     """The jitted loss with its gradient, of a batch in so many parts."""
-    compute = jax.jit(functools.partial(differentiate, bigram, objective, accumulation=parts))
+    compute = jax.jit(functools.partial(differentiate, bigram, objective, parts=parts))
     return lambda table_VxV, batch: compute(table_VxV, split(batch, parts) if parts > 1 else batch)
 
 
@@ -117,7 +121,7 @@ def test_parts_take_less_memory(make_weights):
         text = Tokenized(np.ones(65, np.int32), 1)
         batch, _ = next(pack([(text,)], iter([0] * 32), 32, 64, parts))
         given = split(batch, parts) if parts > 1 else batch
-        lowered = trainer._step.lower(trainer.abstract, (), given, jnp.float32(1))
+        lowered = trainer._step.lower(trainer.abstract, (), (), given, jnp.float32(1))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert needed(8) < needed(1) / 4

@@ -111,7 +111,7 @@ def test_overrides_are_taken_out_of_the_command_line_in_every_spelling():
     assert overrides == {"a.b": "1", "c": "x=y", "flag": "true"}
 
 
-CONFIGS = {"addition": "tiny", "reversal": "", "checkpoint": "chat", "gemma3_270m": ""}
+CONFIGS = {"addition": "tiny", "reversal": "", "checkpoint": "chat", "gemma3_270m": "", "zipf": ""}
 
 
 FOR_FILES = {

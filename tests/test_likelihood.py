@@ -63,7 +63,7 @@ def test_no_step_holds_logits_of_a_batch_or_a_matrix_of_the_vocabulary_twice(
     trainer = Trainer(weights, OptimizerConfig())
     text = Tokenized(np.ones(40, np.int32), 20)
     given, _ = next(pack([(text,)], iter([0] * 4), batch, length))
-    compiled = trainer._step.lower(trainer.abstract, (), given, jnp.float32(1)).compile()
+    compiled = trainer._step.lower(trainer.abstract, (), (), given, jnp.float32(1)).compile()
     sizes = {
         math.prod(map(int, shape.split(",")))
         for shape in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())

@@ -26,6 +26,6 @@ def test_gemma_270m_is_trained_whole_in_seven_gigabytes():
     trainer = prepare(config).trainers["train"]
     text = Tokenized(np.ones(129, np.int32), 64)
     batch, _ = next(pack([(text,)], iter([0] * 8), 8, 128))
-    compiled = trainer._step.lower(trainer.abstract, (), batch, jnp.float32(1)).compile()
+    compiled = trainer._step.lower(trainer.abstract, (), (), batch, jnp.float32(1)).compile()
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 7.0e9

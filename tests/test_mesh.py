@@ -229,7 +229,7 @@ def test_a_step_moves_no_activations_from_layout_to_layout(make_weights, example
     weights = make_weights(fsdp=4, tensor=2, layers=2, positions="rope")
     trainer = Trainer(weights, OptimizerConfig())
     batch, _ = next(pack([(e,) for e in examples], iter(range(8)), rows=8, row_length=24))
-    trainer._step.lower(trainer.abstract, (), batch, jnp.float32(1)).compile()
+    trainer._step.lower(trainer.abstract, (), (), batch, jnp.float32(1)).compile()
     assert "rematerialization" not in capfd.readouterr().err
 
 

@@ -128,9 +128,7 @@ def measure(model: Decoder, objective: Objective, params: Any, batch: Batch, tea
     return judged(objective, look(model, objective, params, batch, teacher), batch)
 
 
-def differentiate(
-    looked: Look, objective: Objective, trained: Any, batch: Batch, accumulation: int
-):
+def differentiate(looked: Look, objective: Objective, trained: Any, batch: Batch, parts: int):
     """What `judged` gives, and its gradient by `trained`; arguments as in `accumulated`."""
     if parts == 1:
         measured = lambda trained: judged(objective, looked(trained, batch), batch)  # noqa: E731
