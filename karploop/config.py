@@ -314,6 +314,9 @@ class ChainOptions:
     hidden: bool = False  # debaters do not see each other's arguments
     attempts: int = option(3, low=1, high=16)  # most drafts or repairs
     constitution: str = ""  # a file with a principle a line; empty: the shipped one
+    # A folder whose templates take the place of the shipped ones of their names; `short`: shipped
+    # ones in few characters, for small models.
+    templates: str = ""
     fields: str = "name, date, place"  # what is extracted
     judging_temperature: float = option(0.0, low=0.0)  # of critics, judges and checks
 
@@ -364,6 +367,7 @@ class JudgeConfig:
     # vote: answers are the same as the task writes them (in a file: letter by letter), or as
     # mathematics (1/2 and 0.5), by the package math-verify.
     equivalence: str = option("task", choices=("task", "math"))
+    templates: str = ""  # a folder of them, as in `ChainOptions`
     criteria: str = ""  # rubric: a file with "weight name: question" a line; empty: the shipped one
     levels: int = option(5, low=2, high=9)  # rubric: of a rating, 1 … this
     constitution: str = ""  # a file with a principle a line; empty: the shipped one

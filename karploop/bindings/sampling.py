@@ -114,6 +114,7 @@ class Sampling(Shared):
         seats = {ask.role for ask in chain.asks()}
         names = sorted({ask.template for ask in chain.asks() if ask.template})
         settings |= {"roles": roles.identity(seats), "files": {n: read_text(n) for n in names}}
+        settings["drawn"] = [draw.options for draw in chain.draws()]  # from files, too
         stop = self.config.prompt.stop
         return self._run(
             "generate",

@@ -12,7 +12,7 @@ variables and are never made from them, so that what a model writes is data and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Variables = Mapping[str, Any]
@@ -89,16 +89,39 @@ class Chain:
 
     def asks(self) -> Iterator[Ask]:
         """Every place where a role is asked."""
-        return _asks(self.steps)
+        return (step for step in _all(self.steps) if isinstance(step, Ask))
+
+    def draws(self) -> Iterator[Draw]:
+        """Every place where something is drawn from a list."""
+        return (step for step in _all(self.steps) if isinstance(step, Draw))
+
+    def with_templates(self, other: Callable[[str], str]) -> Chain:
+        """The same with another template for each, by its name."""
+        return replace(self, steps=_with_templates(self.steps, other))
 
 
-def _asks(steps: Sequence[Step]) -> Iterator[Ask]:
+def _all(steps: Sequence[Step]) -> Iterator[Step]:
+    """Steps, and those within them."""
     for step in steps:
+        yield step
         match step:
-            case Ask():
-                yield step
             case Repeat():
-                yield from _asks(step.steps)
+                yield from _all(step.steps)
             case Branch():
                 for case in (*step.cases.values(), step.otherwise):
-                    yield from _asks(case)
+                    yield from _all(case)
+
+
+def _with_templates(steps: Sequence[Step], other: Callable[[str], str]) -> tuple[Step, ...]:
+    def changed(step: Step) -> Step:
+        match step:
+            case Ask() if step.template:
+                return replace(step, template=other(step.template))
+            case Repeat():
+                return replace(step, steps=_with_templates(step.steps, other))
+            case Branch():
+                cases = {on: _with_templates(of, other) for on, of in step.cases.items()}
+                return replace(step, cases=cases, otherwise=_with_templates(step.otherwise, other))
+        return step
+
+    return tuple(changed(step) for step in steps)

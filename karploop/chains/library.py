@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from karploop.chains.definition import Ask, Branch, Chain, Draw, Let, Repeat, Variables
 from karploop.chains.parsing import json_object, one_of
-from karploop.chains.rendering import read_lines
+from karploop.chains.rendering import preferred, read_lines
 from karploop.config import ChainOptions
 from karploop.errors import UserError
 from karploop.schema import nearest
@@ -188,7 +188,7 @@ def get_chain(name: str, options: ChainOptions, where: str = "config.chain") -> 
     if not colon:
         if name not in CHAINS:
             raise UserError(f"no chain '{name}': {nearest(name, CHAINS)}")
-        return CHAINS[name](options)
+        return CHAINS[name](options).with_templates(lambda file: preferred(file, options.templates))
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

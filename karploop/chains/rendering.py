@@ -33,6 +33,26 @@ def read_text(name: str, shipped: pathlib.Path = SHIPPED) -> str:
         raise UserError(f"no file '{name}' ({error}): name one, or one of {known}") from error
 
 
+def preferred(name: str, folder: str, shipped: pathlib.Path = SHIPPED) -> str:
+    """The file of that name in `folder`, where it has one; else the shipped one.
+
+    Args:
+      folder: one of those in `shipped`, such as `short`, or a path; empty: none.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if not folder:
+        return name
+    if not (shipped / folder).is_dir() and not pathlib.Path(folder).is_dir():
+        raise UserError(
+            f"'templates' names '{folder}', which is no folder: write the path of one with "
+            f"{name}, or 'short'"
+        )
+    own = f"{folder}/{name}"
+    return own if (shipped / own).is_file() or pathlib.Path(own).is_file() else name
+
+
 def read_lines(name: str, shipped: pathlib.Path = SHIPPED) -> tuple[str, ...]:
     """The lines of such a file that are neither empty nor begin with '#'.
 

@@ -6,7 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from karploop.chains.rendering import Templates, load_templates, read_lines, read_text
+from karploop.chains.rendering import (
+    Templates,
+    load_templates,
+    preferred,
+    read_lines,
+    read_text,
+)
 from karploop.config import MODELS, TALLIES, JudgeConfig
 from karploop.data.tasks import Task
 from karploop.errors import UserError
@@ -147,14 +153,17 @@ def make_judge(
         return _vote(config, settings, task)
     if config.rationale:
         settings |= {"rationale": True, "max_new_tokens": config.max_new_tokens}
-    templates = [f"{config.name}.jinja", *(["debate_argument.jinja"] * (config.name == "debate"))]
+    names = [f"{config.name}.jinja", *(["debate_argument.jinja"] * (config.name == "debate"))]
+    paths = {name: preferred(name, config.templates, TEMPLATES) for name in names}
+    loaded = load_templates(paths.values(), TEMPLATES)
     common = dict(
         name=config.name,
         seats={seat: ("text" if config.rationale else "probabilities",)},
         settings=settings,
-        files={name: read_text(name, TEMPLATES) for name in templates},
+        files={name: read_text(path, TEMPLATES) for name, path in paths.items()},
     )
-    return _ASKING[config.name](config, seed, seat, load_templates(templates, TEMPLATES), common)
+    templates = {name: loaded[path] for name, path in paths.items()}
+    return _ASKING[config.name](config, seed, seat, templates, common)
 
 
 def _verifier(settings: Mapping[str, Any], task: Task | None) -> ModelJudge:

@@ -54,6 +54,8 @@ def evaluate(
       kl             divergence from inputs['base'] in nats a completion, estimated from the first
                      sample of each problem (its log-probability here minus there)
 
+    and what the task measures of these completions or, without any, of greedy answers (`measures`).
+
     Every set of parameters is asked with the same random numbers.
     """
     problems = Problems.from_table(context.inputs["held_out"].table(HELD_OUT_FILE))
@@ -178,9 +180,17 @@ def summarise(
             metrics["distinct"] = mean("samples", lambda texts: len(set(texts)) / samples)
             if answers["kl"][rows[0]] is not None:
                 metrics["kl"] = mean("kl")
+        metrics |= _measured(task, answers, rows)
         metrics["problems"] = len(rows)
         evals |= {f"{task.name}/{difficulty}/{name}": value for name, value in metrics.items()}
     return evals
+
+
+def _measured(task: Task, answers: dict[str, list], rows: Sequence[int]) -> dict[str, float]:
+    """The means of what the task measures, over the samples of each problem."""
+    of = answers.get("samples") or [[text] for text in answers["answer"]]
+    found = [task.measures(answers["prompt"][row], text) for row in rows for text in of[row]]
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 def _solutions(task: Task, answers: dict[str, list], row: int) -> int:

@@ -36,13 +36,17 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
 
     `label_precision` is the share of kept rows that are right by gold, `sample_accuracy` that of
     all rows; both are missing for a task that cannot judge. `distinct_answers` counts different
-    completions a prompt, over the samples a prompt.
+    completions a prompt, over the samples a prompt. What else a task measures of completions comes
+    under the names that it gives.
     """
     right_S = _right(samples, task)
     kept_S = selection.kept_S
+    pairs = zip(samples.prompts, samples.completions, strict=True)
+    measured = [task.measures(prompt, text) for prompt, text in pairs]
     lengths_S = np.array([len(tokens) for tokens in samples.tokens])
     ids = samples.prompt_id_S.tolist()
     distinct = len(set(zip(ids, samples.completions, strict=True)))
+    names = dict.fromkeys(name for found in measured for name in found)
     by_difficulty = [
         (f"{name}/{difficulty}", _mean(values))
         for difficulty in np.unique(samples.difficulty_S)
@@ -67,6 +71,7 @@ def round_metrics(samples: Samples, selection: Selection, task: Task) -> list[tu
         ("distinct_answers", distinct / len(samples)),
         ("tokens/generate", float(lengths_S.sum())),
         *by_difficulty,
+        *((name, _mean(np.array([m[name] for m in measured if name in m]))) for name in names),
     ]
 
 

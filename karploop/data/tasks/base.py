@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -129,6 +129,14 @@ class Task(ABC):
         `verify` calls such a text wrong, as a measurement must; a judge has no verdict on it.
         """
         return self.verify(prompt, completion), ""
+
+    def measures(self, prompt: str, completion: str) -> Mapping[str, float]:
+        """What else is to be known of a completion, by name, such as how rude it is.
+
+        Averaged in the metrics of `watch` and `evaluate`, and read by nothing else. Problems of one
+        difficulty have the same names.
+        """
+        return {}
 
     def split_key(self, prompt: str) -> str:
         """Canonical form that decides the side of the held-out split.
