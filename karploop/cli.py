@@ -18,9 +18,10 @@ from typing import Any
 
 from absl import flags, logging
 
-from karploop.config import Config, resolve
+from karploop.config import Config
 from karploop.endpoints.calls import Endpoint, read_extra
 from karploop.errors import RunFailed, UserError
+from karploop.resolve import resolve
 
 _PREFIX = "--config."
 _ARGUMENTS = tuple(sys.argv[1:])  # as typed, before overrides are taken out

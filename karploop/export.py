@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 from karploop.catalogue import TRAINED, Catalogue, Name, Run, read_catalogue
-from karploop.config import resolve
 from karploop.errors import UserError
 from karploop.files import whole_folder
 from karploop.mesh import make_mesh
@@ -16,6 +15,7 @@ from karploop.models.checkpoint import load_params, save_checkpoint
 from karploop.models.peft import save_peft
 from karploop.models.weights import ADAPTER, Weights, params_file, params_sha256
 from karploop.reporting.model_card import model_card
+from karploop.resolve import resolve
 from karploop.roles.local import LocalModel
 from karploop.schema import nearest
 from karploop.stages import Artifact

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from karploop.config import MeshConfig, RewardConfig, check_lora, check_reward
+from karploop.config import MeshConfig, RewardConfig
 from karploop.data.comparisons import Comparison, Comparisons, read_comparisons
 from karploop.errors import UserError
 from karploop.files import file_sha256, whole_folder, write_atomic
@@ -22,6 +22,7 @@ from karploop.mesh import check_batch, make_mesh
 from karploop.models.reward_head import HEAD, RewardHead
 from karploop.reporting.progress import Progress
 from karploop.reporting.statistics import share_interval
+from karploop.resolve import check_lora, check_reward
 from karploop.roles.local import LocalModel
 from karploop.roles.reward import CARD, Spelling, tuned_files
 from karploop.roles.reward_learning import Texts, learn

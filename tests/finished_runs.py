@@ -16,11 +16,12 @@ import jax
 
 from karploop import launch, loop
 from karploop.bindings import Round
-from karploop.config import Config, resolve
+from karploop.config import Config
 from karploop.filtering.filters import get_filter
 from karploop.machinery import Machinery, prepare
 from karploop.manifest import Manifest
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.stages import Stages
 from karploop.store import Store
 

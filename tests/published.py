@@ -7,10 +7,11 @@ import pathlib
 from unittest import mock
 
 from karploop import launch
-from karploop.config import Config, resolve
+from karploop.config import Config
 from karploop.data.sources import labelled_prompts
 from karploop.filtering.filters import get_filter
 from karploop.machinery import Machinery, prepare
+from karploop.resolve import resolve
 
 STAGE = dict(steps=3, checkpoint_every=2, rows=2, row_length=64)
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig, resolve
+from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from karploop.errors import UserError
 from karploop.machinery import prepare
+from karploop.resolve import resolve
 from karploop.training.accumulation import joined, split
 from karploop.training.objectives import make_objective
 from karploop.training.packing import Tokenized, pack, places

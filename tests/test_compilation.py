@@ -7,9 +7,9 @@ import pytest
 from finished_runs import promotion
 
 from karploop import loop, machinery
-from karploop.config import resolve
 from karploop.machinery import prepare
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.stages import Stages
 from karploop.store import Store
 

@@ -13,12 +13,13 @@ from small_models import save_llama
 from small_tokenizers import CHATML
 
 from karploop import cli, config, launch
-from karploop.config import ChainConfig, Config, JudgingConfig, RewardConfig, resolve
+from karploop.config import ChainConfig, Config, JudgingConfig, RewardConfig
 from karploop.errors import UserError
 from karploop.offline_chain import run_file
 from karploop.offline_judge import run_file as judge_file
 from karploop.offline_reward import run_file as reward_file
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.schema import lay
 from karploop.training.objectives import make_objective
 from karploop.training.objectives import settings as objective_settings
@@ -149,7 +150,7 @@ def test_shipped_configs_are_valid(name):
         cli.load_config(f"{ROOT}/configs/{name}.py:nonsense", {})
 
 
-_OWN = ("karploop.config", "karploop.schema")
+_OWN = ("karploop.config", "karploop.resolve", "karploop.schema")
 
 
 def _record_reads(monkeypatch, reads: set[tuple[str, str]]) -> None:

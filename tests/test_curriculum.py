@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from karploop import curriculum
-from karploop.config import resolve
 from karploop.curriculum import Reach
 from karploop.errors import UserError
+from karploop.resolve import resolve
 
 
 def config(**generate):

@@ -11,13 +11,14 @@ from finished_runs import start
 from experiments import table, trace
 from karploop import fingerprint as fp
 from karploop.catalogue import _may_belong, read_catalogue
-from karploop.config import Config, resolve
+from karploop.config import Config
 from karploop.errors import UserError
 from karploop.filtering.choice import at_round, choose, judge_name, settings
 from karploop.filtering.filters import decide, get_filter, register
 from karploop.lineage import trace_sample
 from karploop.reporting.model_card import model_card
 from karploop.reporting.tables import run_table
+from karploop.resolve import resolve
 from karploop.schema import to_dict
 from karploop.store import Store
 

@@ -14,9 +14,9 @@ import pytest
 import karploop
 from karploop import fingerprint as fp
 from karploop.bindings import Bindings
-from karploop.config import resolve
 from karploop.machinery import prepare
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.stages import Stages
 from karploop.store import Store
 

@@ -8,10 +8,10 @@ import tiny
 from finished_runs import promotion
 
 from karploop import launch
-from karploop.config import resolve
 from karploop.data.tasks import get_task
 from karploop.errors import UserError
 from karploop.machinery import prepare
+from karploop.resolve import resolve
 
 SPIN = {
     "generate.problems": "labelled",

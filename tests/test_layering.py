@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"schema"},
-    {"phases"},
-    {"config"},
+    {"config", "phases"},
+    {"resolve"},
     {"fingerprint", "mesh", "curriculum", "sweeps", "files", "manifest", "rng"},
     {"endpoints", "jobs", "asking"},
     {"chains"},

@@ -19,7 +19,6 @@ from small_models import save_llama  # noqa: E402
 from small_tokenizers import CHATML  # noqa: E402
 
 from karploop import launch  # noqa: E402
-from karploop.config import resolve  # noqa: E402
 from karploop.data.tasks import get_task  # noqa: E402
 from karploop.errors import RunFailed, UserError  # noqa: E402
 from karploop.judging.verifier import verifier  # noqa: E402
@@ -34,6 +33,7 @@ from karploop.records import (  # noqa: E402
     Samples,
     Selection,
 )
+from karploop.resolve import resolve  # noqa: E402
 from karploop.roles.on_mesh import MeshRole  # noqa: E402
 from karploop.sampling.by_chain import ChainSamples  # noqa: E402
 from karploop.store import Store  # noqa: E402

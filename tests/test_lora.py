@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from karploop import launch, loop, retention
 from karploop.catalogue import read_catalogue
-from karploop.config import LoraConfig, ObjectiveConfig, OptimizerConfig, resolve
+from karploop.config import LoraConfig, ObjectiveConfig, OptimizerConfig
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.lineage import trace_params
@@ -30,6 +30,7 @@ from karploop.models.decoder import packed_mask
 from karploop.models.lora import Lora, attach, from_pairs, merge, pairs
 from karploop.models.weights import ADAPTER, FILE
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.retention import Policy
 from karploop.stages import Stages
 from karploop.store import Store

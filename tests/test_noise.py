@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from karploop.config import NoiseConfig, resolve
+from karploop.config import NoiseConfig
 from karploop.filtering.noise import corrupted
 from karploop.records import EXAMPLES_FILE, Examples
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.stages import Rng, Stages
 from karploop.store import Store
 

@@ -13,11 +13,12 @@ import pytest
 from finished_runs import promotion
 
 from karploop import launch
-from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig, resolve
+from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.machinery import prepare
 from karploop.records import Contrasts, Episodes, Examples, Labelled
+from karploop.resolve import resolve
 from karploop.training.lessons import origins, units, with_reference
 from karploop.training.objectives import make_objective, settings
 from karploop.training.packing import pack, places

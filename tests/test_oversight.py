@@ -8,11 +8,11 @@ import pytest
 import tiny
 
 from karploop import launch
-from karploop.config import resolve
 from karploop.data.problems import is_held_out
 from karploop.data.tasks import get_task
 from karploop.oversight.watch import round_metrics
 from karploop.records import Samples, Selection
+from karploop.resolve import resolve
 
 REVERSE = get_task("reverse")
 

@@ -8,10 +8,10 @@ from finished_runs import promotion
 
 from karploop import launch
 from karploop.catalogue import read_catalogue
-from karploop.config import resolve
 from karploop.errors import UserError
 from karploop.machinery import prepare
 from karploop.phases import by_phase, laid
+from karploop.resolve import resolve
 from karploop.schema import to_dict
 from karploop.store import Store
 

@@ -15,7 +15,6 @@ from small_tokenizers import CHATML  # noqa: E402
 
 from experiments.trace import as_text  # noqa: E402
 from karploop.catalogue import read_catalogue  # noqa: E402
-from karploop.config import resolve  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
 from karploop.lineage import trace_params, trace_sample  # noqa: E402
 from karploop.machinery import prepare  # noqa: E402
@@ -23,6 +22,7 @@ from karploop.models.checkpoint import load_params  # noqa: E402
 from karploop.models.weights import ADAPTER, FILE, SOURCE  # noqa: E402
 from karploop.oversight.evaluate import _Asking  # noqa: E402
 from karploop.records import Problems  # noqa: E402
+from karploop.resolve import resolve  # noqa: E402
 from karploop.store import Store  # noqa: E402
 
 

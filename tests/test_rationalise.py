@@ -12,13 +12,13 @@ from finished_runs import promotion
 
 from karploop import launch
 from karploop.catalogue import read_catalogue
-from karploop.config import resolve
 from karploop.data.problems import is_held_out
 from karploop.data.tasks import Task
 from karploop.errors import UserError
 from karploop.lineage import trace_params, trace_sample
 from karploop.machinery import prepare
 from karploop.reporting.model_card import model_card
+from karploop.resolve import resolve
 from karploop.store import Store
 
 

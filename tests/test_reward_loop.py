@@ -14,13 +14,13 @@ from test_objectives import TINY
 
 from karploop import launch
 from karploop.bindings import Bindings
-from karploop.config import resolve
 from karploop.errors import RunFailed, UserError
 from karploop.machinery import prepare
 from karploop.models.reward_head import HEAD
 from karploop.models.weights import params_sha256
 from karploop.records import PAIRS_FILE, VERDICTS_FILE, Contrasts, Opinions, Samples
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.roles.in_loop import check_reward_models
 from karploop.stages import Stages, Stopped
 from karploop.store import Store

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karploop.bindings import Bindings
-from karploop.config import ObjectiveConfig, OptimizerConfig, resolve
+from karploop.config import ObjectiveConfig, OptimizerConfig
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.machinery import prepare
 from karploop.models.decoder import packed_mask
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.stages import Stages, Stopped
 from karploop.store import Store
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from karploop.config import JudgeConfig, JudgingConfig, resolve
+from karploop.config import JudgeConfig, JudgingConfig
 from karploop.data.tasks import get_task
 from karploop.errors import RunFailed, UserError
 from karploop.judging import equivalence, math_process
@@ -24,6 +24,7 @@ from karploop.machinery import prepare
 from karploop.offline_judge import run_file
 from karploop.records import Samples
 from karploop.reporting.progress import Progress
+from karploop.resolve import resolve
 from karploop.schema import lay
 
 pytest.importorskip("math_verify")

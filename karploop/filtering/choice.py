@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from karploop.config import MODELS, TALLIES, Config, FilterConfig, pairs_labelled
+from karploop.config import MODELS, TALLIES, Config, FilterConfig
 from karploop.errors import UserError
 from karploop.filtering.filters import SCORES, Filter, get_filter
+from karploop.resolve import pairs_labelled
 
 
 def choose(config: Config) -> tuple[Filter, Filter | None]:
