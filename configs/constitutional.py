@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 **dict(max_length=128, positions="rope", alphabet="ascii"),
             ),
             warmup=dict(
-                steps=1500,
+                steps=2000,
                 optimizer=dict(muon, warmup=0.033, decay=0.4),
                 **shape,
             ),
@@ -79,8 +79,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _feedback(objective: dict) -> dict:
     """A round that learns from which of two replies the base prefers."""
     return dict(
-        generate=dict(chain="", samples=2),
+        generate=dict(chain="", prompts=1024, samples=2),
         judge=dict(name="constitution", role="feedback"),
+        preference=dict(margin=0.15),  # that one principle of three makes is about 0.3
         objective=objective,
         train=dict(optimizer=dict(learning_rate=3e-4)),
         regime=dict(seed_share=-1.0),
@@ -106,4 +107,7 @@ def _shrink(c: ConfigDict) -> None:
     c.generate.update(dict(prompts=16, batch=16))
     c.generate.options.passes = 1
     c.judge.batch = 32
+    for phase in c.phases.values():
+        phase.generate.prompts = 16
+        phase.preference = dict(margin=0.0)
     c.evaluate.update(dict(problems=8, samples=2, batch=32))
