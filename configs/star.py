@@ -9,9 +9,12 @@ kept, whatever the scratchpad says, and the *base* is trained on this round's ke
 labelled ones. With the argument `rationalise`, problems it got wrong are asked again with the right
 answer as a hint, and what is right then is learnt without the hint.
 
-EXPECT
+With seed 0 held-out exact match on two, three and four digits goes from 32, 13 and 3% (base) to
+50, 35 and 15% after two rounds, and with `rationalise` to 86, 64 and 55% (100 problems each). Of
+the answers that are right under a hint, 95% or more have a right scratchpad, though nobody looks
+at it. Seeds differ much, by how good their base is: experiments/ablations/star_addition/README.md.
 
-The arguments `tiny` and `rationalise,tiny` run the same on sums of one and two digits: TINY.
+The arguments `tiny` and `rationalise,tiny` run the same code on sums of one digit.
 
 As in the paper, rounds start from the base, learn from this round's rows alone, and all lengths
 are asked from the first round on. There the base is a published model that is shown ten scratchpads
@@ -54,10 +57,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     if "tiny" in wanted:
-        c.rounds = 2
-        c.warmup.steps = 400
-        c.train.steps = 150
-        c.task.update(seed_difficulty=2, seed_problems=200)
-        c.generate.update(prompts=256, spread=2)
-        c.evaluate.update(problems=100, difficulties=(1, 2))
+        c.rounds = 1
+        c.warmup.steps = 200
+        c.train.steps = 60
+        c.task.update(seed_difficulty=1, seed_problems=50)
+        c.generate.update(prompts=64, spread=1)
+        c.evaluate.update(problems=32, difficulties=(1,))
     return c

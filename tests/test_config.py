@@ -119,6 +119,7 @@ CONFIGS = {
     "gemma3_270m": "",
     "zipf": "",
     "star": "rationalise,tiny",
+    "constitutional": "dpo,tiny",
 }
 
 
@@ -208,7 +209,7 @@ def _trace_objectives() -> None:
         asked = config.ObjectiveConfig(name, kl=0.1)
         objective_settings(asked)
         objective = make_objective(asked, longest=4)
-        shape = {"logprobs": (2, 8), "rewards": (places(2, 8),)}[objective.reads]
+        shape = {"rewards": (places(2, 8),)}.get(objective.reads, (2, 8))
         jax.eval_shape(objective.loss, np.zeros(shape, np.float32), batch)
 
 

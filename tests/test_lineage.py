@@ -390,7 +390,7 @@ def test_ids_that_name_nothing_or_too_much(workdir, files, tmp_path):
             trace_sample(catalogue, identity)
     for identity, message in [
         ("abc", "at least 6"),
-        ("000000000", "no warmup or import or train stage.*params_sha256_by_member"),
+        ("000000000", "no warmup or import or train or reward stage.*params_sha256_by_member"),
         (key, "is generate/.* wants the key of a warmup or import or train stage"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -32,5 +32,5 @@ def test_a_recipe_ends_with_a_result(recipe, tmp_path):
     base, *rounds = summary["rounds"]
     learnt = [{"train", "reward"} & done["stages"].keys() for done in rounds]
     assert rounds and all(learnt), "something was learnt from"
-    assert rounds[-1]["evals"].keys() == base["evals"].keys()
-    assert rounds[-1]["evals"] != base["evals"]
+    assert rounds[-1]["evals"].keys() >= base["evals"].keys()
+    assert any(rounds[-1]["evals"][name] != value for name, value in base["evals"].items())

@@ -12,7 +12,7 @@ import pytest
 from finished_runs import promotion
 from test_objectives import TINY
 
-from karploop import launch
+from karploop import curriculum, launch
 from karploop.bindings import Bindings
 from karploop.errors import RunFailed, UserError
 from karploop.machinery import prepare
@@ -69,8 +69,7 @@ class Course:
     def __init__(self, stages: Stages, machinery):
         self.loop = Bindings(machinery, stages)
         self.base = self.loop.base(0)
-        newest = machinery.config.task.seed_difficulty
-        prompts = self.loop.prompts(0, newest)
+        prompts = self.loop.prompts(0, curriculum.first(machinery.config))
         self.samples = {0: self.loop.generate(0, 0, prompts, self.base, [self.base])}
         verdicts = self.loop.judge(0, self.samples, [self.base])
         selection = self.loop.filter(0, self.samples, verdicts)

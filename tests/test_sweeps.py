@@ -140,6 +140,7 @@ SHIPPED = [
     "label_noise",
     "gemma3_270m",
     "gemma3_270m:tasks",
+    "star_addition",
 ]
 
 
