@@ -67,23 +67,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     if "dpo" in wanted:
-        c.phases = {"1": _feedback(dict(name="dpo", reference="round"))}
+        c.phases = {"1": _feedback(dict(name="dpo", reference="round"), rate=1e-4)}
     else:
         c.roles.judge = dict(weights="reward")
-        c.phases = {"1": _feedback(dict(name="reward")), "2": _reinforcement()}
+        c.phases = {"1": _feedback(dict(name="reward"), rate=5e-4), "2": _reinforcement()}
     if "tiny" in wanted:
         _shrink(c)
     return c
 
 
-def _feedback(objective: dict) -> dict:
+def _feedback(objective: dict, rate: float) -> dict:
     """A round that learns from which of two replies the base prefers."""
     return dict(
         generate=dict(chain="", prompts=1024, samples=2),
         judge=dict(name="constitution", role="feedback"),
         preference=dict(margin=0.15),  # that one principle of three makes is about 0.3
         objective=objective,
-        train=dict(optimizer=dict(learning_rate=1e-4)),
+        train=dict(optimizer=dict(learning_rate=rate)),
         regime=dict(seed_share=-1.0),
     )
 
@@ -94,7 +94,7 @@ def _reinforcement() -> dict:
         generate=dict(prompts=128, samples=8),
         judge=dict(name="reward", role="judge"),
         objective=dict(name="policy_gradient", reward="raw", reference="round", kl=0.05),
-        train=dict(steps=60),
+        train=dict(steps=60, optimizer=dict(learning_rate=1e-4)),
     )
 
 
