@@ -83,7 +83,7 @@ def _feedback(objective: dict) -> dict:
         judge=dict(name="constitution", role="feedback"),
         preference=dict(margin=0.15),  # that one principle of three makes is about 0.3
         objective=objective,
-        train=dict(optimizer=dict(learning_rate=3e-4)),
+        train=dict(optimizer=dict(learning_rate=1e-4)),
         regime=dict(seed_share=-1.0),
     )
 

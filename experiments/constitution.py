@@ -109,9 +109,9 @@ def revision_metrics(path: pathlib.Path) -> Measured:
     """Of a reply by the chain `critique_revise`, after each of its revisions."""
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(path, columns=["prompt", "steps"]).to_pylist()
+    rows = pq.read_table(path, columns=["prompts", "steps"]).to_pylist()
     replies = [
-        (row["prompt"], [step["text"].strip() for step in steps if step["step"] == "output"])
+        (row["prompts"], [step["text"].strip() for step in steps if step["step"] == "output"])
         for row in rows
         for steps in [json.loads(row["steps"])]
     ]

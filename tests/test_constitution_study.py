@@ -19,7 +19,7 @@ def sample(*replies):
     for text in replies[1:]:
         steps.append({"step": "critique", "role": "critic", "prompt": "", "text": " oaf"})
         steps.append({"step": "output", "role": "policy", "prompt": "", "text": text})
-    return {"prompt": PROMPT, "steps": json.dumps(steps)}
+    return {"prompts": PROMPT, "steps": json.dumps(steps)}
 
 
 def test_replies_are_counted_after_each_revision(tmp_path):
