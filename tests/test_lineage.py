@@ -391,7 +391,7 @@ def test_ids_that_name_nothing_or_too_much(workdir, files, tmp_path):
     for identity, message in [
         ("abc", "at least 6"),
         ("000000000", "no warmup or import or train or reward stage.*params_sha256_by_member"),
-        (key, "is generate/.* wants the key of a warmup or import or train stage"),
+        (key, "is generate/.* wants the key of a warmup or import or train or reward stage"),
     ]:
         with pytest.raises(UserError, match=message):
             trace_params(catalogue, identity)
