@@ -21,7 +21,7 @@ from small_models import save_llama  # noqa: E402
 from small_tokenizers import sentence_piece  # noqa: E402
 
 from karploop import launch, loop  # noqa: E402
-from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig, resolve  # noqa: E402
+from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig  # noqa: E402
 from karploop.data.prompting import PlainPrompting  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
 from karploop.machinery import prepare  # noqa: E402
@@ -29,6 +29,7 @@ from karploop.models import likelihood  # noqa: E402
 from karploop.models.weights import Weights  # noqa: E402
 from karploop.records import Episodes, Examples  # noqa: E402
 from karploop.reporting.progress import Progress  # noqa: E402
+from karploop.resolve import resolve  # noqa: E402
 from karploop.roles.local import LocalModel  # noqa: E402
 from karploop.sampling.by_chain import ChainSamples  # noqa: E402
 from karploop.stages import Stages, Stopped  # noqa: E402
