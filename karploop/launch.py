@@ -126,4 +126,4 @@ def _use_compilation_cache() -> None:
     """Compiled programs outlive the process, so that a resumed run starts at once."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones add up

@@ -5,6 +5,7 @@ would, but for how long it compiles.
 """
 
 import functools
+import os
 
 import hypothesis
 import jax
@@ -16,7 +17,6 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_enable_compilation_cache", False)  # a test measures this code, not the last
 jax.config.update("jax_disable_most_optimizations", True)  # of LLVM: seven times less to wait for
 
 hypothesis.settings.register_profile("karploop", deadline=None)  # a busy machine is no failure
@@ -39,11 +39,19 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_processes(tmp_path_factory):
-    """Processes that tests start share a compilation cache of this session, not the user's."""
+def compiled_once(tmp_path_factory):
+    """What any test of this session compiled, no other compiles again.
+
+    Processes that tests start share it. What users compiled before is not read.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of the whole session
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_compilation_cache_dir", str(folder / "cache/karploop/xla"))
         yield
 
 
