@@ -26,6 +26,9 @@ def rows(tmp_path_factory):
     return path
 
 
+GENERATE = dict(prompts=4, samples=2, batch=8, difficulty_step=0, temperature=0.5)
+
+
 def settings(rows, **groups):
     made = tiny.get_config()
     made.update(
@@ -34,7 +37,7 @@ def settings(rows, **groups):
             mesh=dict(data=1),
             task=dict(name=f"file:{rows}", seed_difficulty=1, seed_problems=20),
             model=dict(alphabet="ascii", max_length=2048),
-            generate=dict(prompts=4, samples=2, batch=8, difficulty_step=0, temperature=0.5),
+            generate=GENERATE,
             evaluate=dict(problems=4, difficulties=(1,), batch=8),
         )
         | groups
@@ -46,24 +49,37 @@ def settings(rows, **groups):
     return made.to_dict()
 
 
-def test_it_revises_and_judges_what_it_wrote(rows, tmp_path):
-    given = settings(rows) | dict(judge=dict(name="rubric", fitness="off"))
-    changes = {
-        "generate.chain": "critique_revise",
-        "filter.name": "threshold",
-        "filter.threshold": "0",
-    }
-    with promotion():
-        assert launch.launch(resolve(given, changes), str(tmp_path), "own") == 0
-    done = json.loads((tmp_path / "runs/own/summary.json").read_text())["rounds"][1]["stages"]
-    samples = pq.read_table(tmp_path / f"store/generate/{done['generate']}/samples.parquet")
+@pytest.fixture(scope="module")
+def run(rows, tmp_path_factory):
+    """run(name, **groups of the config): the store and the stages of a round of it; all share one base."""
+    workdir = tmp_path_factory.mktemp("own")
+
+    def run(name, **groups):
+        with promotion():
+            given = resolve(settings(rows, **groups))
+            assert launch.launch(given, str(workdir), name) == 0
+        summary = json.loads((workdir / f"runs/{name}/summary.json").read_text())
+        return workdir / "store", summary["rounds"][1]["stages"]
+
+    return run
+
+
+def test_it_revises_what_it_wrote(run):
+    store, done = run("revises", generate=GENERATE | dict(chain="critique_revise"))
+    samples = pq.read_table(store / f"generate/{done['generate']}/samples.parquet")
     steps = [json.loads(row) for row in samples["steps"].to_pylist()]
     assert {step["role"] for row in steps for step in row} == {"policy", "critic"}
     assert any("Indeed" in step["text"] for row in steps for step in row)
-    verdicts = pq.read_table(tmp_path / f"store/judge/{done['judge']}/verdicts.parquet").to_pydict()
+
+
+def test_it_judges_what_it_wrote(run):
+    """Short prompts it knows, which it ends; of what did not end nobody is asked."""
+    judged = dict(judge=dict(name="rubric", fitness="off"), filter=dict(name="threshold"))
+    store, done = run("judges", **judged)
+    verdicts = pq.read_table(store / f"judge/{done['judge']}/verdicts.parquet").to_pydict()
     scores = [score for score in verdicts["scores"] if score is not None]
     assert scores and all(0 <= score <= 1 for score in scores)
-    manifest = json.loads((tmp_path / f"store/judge/{done['judge']}/manifest.json").read_text())
+    manifest = json.loads((store / f"judge/{done['judge']}/manifest.json").read_text())
     assert manifest["inputs"]["role_judge"]["stage"] == "warmup"
 
 
