@@ -58,8 +58,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if "tiny" in wanted:
         c.rounds = 1
-        c.warmup.steps = 200
-        c.train.steps = 60
+        c.model.update(dict(layers=1, width=32, heads=2))
+        c.warmup.steps = 120
+        c.train.steps = 30
         c.task.update(seed_difficulty=1, seed_problems=50)
         c.generate.update(prompts=64, spread=1)
         c.evaluate.update(problems=32, difficulties=(1,))
