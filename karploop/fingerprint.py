@@ -72,7 +72,7 @@ def closure(modules: Collection[str]) -> set[str]:
 def imports(module: str) -> frozenset[str]:
     """Every module that `module` imports, at any depth of its code."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(_source(module))):
+    for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -87,17 +87,19 @@ def imports(module: str) -> frozenset[str]:
 @functools.cache
 def behaviour(module: str) -> str:
     """The module's syntax tree without docstrings and positions."""
+    return ast.dump(_tree(module))
 
-    class DropDocstrings(ast.NodeTransformer):
-        def generic_visit(self, node):
-            super().generic_visit(node)
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                    node.body = body[1:] or [ast.Pass()]
-            return node
 
-    return ast.dump(DropDocstrings().visit(ast.parse(_source(module))))
+@functools.cache
+def _tree(module: str) -> ast.Module:
+    """The module's syntax tree without docstrings."""
+    tree = ast.parse(_source(module))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                node.body = body[1:] or [ast.Pass()]
+    return tree
 
 
 def _neutral(name: str) -> bool:

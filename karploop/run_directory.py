@@ -24,7 +24,6 @@ from karploop.files import remove, remove_torn, write_atomic
 from karploop.filtering.choice import choose, reads_gold
 from karploop.mesh import is_main
 from karploop.phases import by_phase
-from karploop.reporting.plots import run_plot
 from karploop.reporting.tables import run_table
 from karploop.reporting.writer import RunWriter, write_json_atomic
 from karploop.schema import flatten, to_dict
@@ -120,6 +119,8 @@ class RunDirectory:
         }
         table = run_table(self.summary)
         write_atomic(self.path / "accuracy.txt", (table + "\n").encode())
+        from karploop.reporting.plots import run_plot  # matplotlib, for finished runs alone
+
         drawn = run_plot(
             self.summary,
             self._local / "accuracy.png",
