@@ -9,10 +9,11 @@ kept, whatever the scratchpad says, and the *base* is trained on this round's ke
 labelled ones. With the argument `rationalise`, problems it got wrong are asked again with the right
 answer as a hint, and what is right then is learnt without the hint.
 
-With seed 0 held-out exact match on two, three and four digits goes from 32, 13 and 3% (base) to
-50, 35 and 15% after two rounds, and with `rationalise` to 86, 64 and 55% (100 problems each). Of
-the answers that are right under a hint, 95% or more have a right scratchpad, though nobody looks
-at it. Seeds differ much, by how good their base is: experiments/ablations/star_addition/README.md.
+About a minute on 2 cores. Held-out exact match on sums of four digits, means of seeds 0–5, goes
+from 30% (base) to 60%, and with `rationalise` to 78%; the same steps on the labelled problems alone
+reach 47%. Seeds differ much, by how good their base is: seed 0, the weakest, goes from 3 to 14 and
+28%. Of the answers that are right under a hint, 95% or more have a right scratchpad, though nobody
+looks at it (experiments/ablations/star_addition/README.md).
 
 The arguments `tiny` and `rationalise,tiny` run the same code on sums of one digit.
 

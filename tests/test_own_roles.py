@@ -51,7 +51,7 @@ def settings(rows, **groups):
 
 @pytest.fixture(scope="module")
 def run(rows, tmp_path_factory):
-    """run(name, **groups of the config): the store and the stages of a round of it; all share one base."""
+    """run(name, **groups of the config): the store and a round's stages; all share one base."""
     workdir = tmp_path_factory.mktemp("own")
 
     def run(name, **groups):

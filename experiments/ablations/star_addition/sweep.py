@@ -1,6 +1,6 @@
 """Does STaR need its verifier, and what do hints add?
 
-Addition with a scratchpad (`configs/star.py`), every arm under three seeds; arms of a seed start
+Addition with a scratchpad (`configs/star.py`), every arm under six seeds; arms of a seed start
 from the same base, which has seen hints. `correct-only` keeps what is right by gold, and
 `rationalised` asks again with a hint where nothing was. The controls: everything that ended
 (`none`), as many rows as the verifier would keep but drawn blindly (`random`), the majority of
@@ -9,7 +9,7 @@ eight samples (`vote`), and the same steps on the labelled problems alone (`no-n
 
 from karploop.sweeps import Sweep, label_arms
 
-SEEDS = 3
+SEEDS = 6
 ARMS = {
     "correct-only": {"filter.name": "verifier"},
     "rationalised": {"filter.name": "verifier", "generate.rationalise": True},
