@@ -34,7 +34,7 @@ def forget():
     """Makes the fingerprints see the disk anew, as another process would."""
 
     def forget():
-        for cached in (fp.fingerprint, fp.imports, fp.behaviour, fp._spec, fp._source):
+        for cached in (fp.fingerprint, fp.imports, fp.behaviour, fp._tree, fp._spec, fp._source):
             cached.cache_clear()
 
     forget()

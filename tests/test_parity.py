@@ -278,11 +278,10 @@ def test_scanned_layers_and_recomputation_change_nothing(pair):
     _, weights, params, folder = pair
     batch = make_batch("left")
     expected = our_logits(weights, params, *batch)
-    for execution in (dict(scan=True, remat="full"), dict(remat="dots")):
-        other = imported(folder, **execution)
+    scanned = imported(folder, scan=True, remat="full")
+    for other in (scanned, imported(folder, remat="dots")):
         np.testing.assert_allclose(our_logits(*other, *batch), expected, atol=2e-5)
     tokens, real, _ = batch
-    scanned = imported(folder, scan=True)
     one, other = (greedy(w, p, tokens, real, 16) for w, p in ((weights, params), scanned))
     np.testing.assert_array_equal(one, other)
 
