@@ -73,6 +73,7 @@ def _reinforcement() -> dict:
 def _shrink(c: ConfigDict) -> None:
     optimizer = dict(name="adamw", learning_rate=1e-2)
     c.rounds = 4
+    c.mesh = dict(data=1)  # batches are too small for more
     c.task.seed_problems = 400
     c.model.update(dict(layers=1, width=16, heads=2, head_width=8, mlp_width=32))
     c.warmup.update(dict(steps=30, optimizer=optimizer))

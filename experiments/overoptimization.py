@@ -44,6 +44,7 @@ def study(
     options: str = "",
     sizes: Mapping[int, int] = SIZES,
     ns: Sequence[int] = NS,
+    penalties: Mapping[str, float] = PENALTIES,
 ) -> str:
     """Runs what was not run yet, writes tables and plot; returns the tables.
 
@@ -51,6 +52,7 @@ def study(
       options: the argument of the config, such as `tiny`.
       sizes: comparisons → steps of training, from few comparisons to many.
       ns: of best-of-n.
+      penalties: way of learning → coefficient of the divergence from the base.
 
     Raises:
       UserError: folders or numbers that make no sense.
@@ -63,16 +65,23 @@ def study(
     for name, folder in {"workdir": workdir, "output": output}.items():
         if not is_local(folder):
             raise UserError(f"--{name}={folder}: wants a directory of this machine")
+    for folder in (workdir, output):
         with writing(folder, folder):
             pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    found = {seed: _measured(workdir, seed, options, sizes, ns) for seed in range(seeds)}
+    spec = f"{CONFIG}:{options}" if options else str(CONFIG)
+    found = {s: _measured(workdir, s, spec, sizes, ns, penalties) for s in range(seeds)}
     results = {size: {seed: of[size] for seed, of in found.items()} for size in sizes}
     with writing(output, output):
         return write(pathlib.Path(output), results, ns)
 
 
 def _measured(
-    workdir: str, seed: int, options: str, sizes: Mapping[int, int], ns: Sequence[int]
+    workdir: str,
+    seed: int,
+    spec: str,
+    sizes: Mapping[int, int],
+    ns: Sequence[int],
+    penalties: Mapping[str, float],
 ) -> dict[int, Any]:
     """By size, what was found under a seed."""
     from karploop.data.tasks import get_task
@@ -84,7 +93,6 @@ def _measured(
     )
     from karploop.store import Store
 
-    spec = f"{CONFIG}:{options}" if options else str(CONFIG)
     base = cli.load_config(spec, _UNLABELLED | {"seed": f"{seed}"})
     samples = _run(workdir, f"base__seed={seed}", base)
     store, task = Store(workdir), get_task(base.task.name)
@@ -96,7 +104,7 @@ def _measured(
         write_atomic(review, "".join(json.dumps(row) + "\n" for row in rows).encode())
         given = {"seed": f"{seed}", "judge.review": str(review), "train.steps": f"{steps}"}
         runs = {}
-        for way, penalty in PENALTIES.items():
+        for way, penalty in penalties.items():
             config = cli.load_config(spec, given | {"phases.2.objective.kl": f"{penalty}"})
             runs[way] = _run(workdir, f"{size}__kl={penalty}__seed={seed}", config)
         proxy = read_proxy(store, task, next(iter(runs.values())), ns)
