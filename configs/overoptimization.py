@@ -7,7 +7,7 @@ runs this config for all sizes of reward model and seeds. Here
   base          a decoder of 110,000 parameters learns replies (`karploop/data/tasks/praise.py`)
   round 0       of two replies of the base to a prompt `judge.review`, a file, says which is better,
                 and a reward model learns it; the policy stays as it is
-  round 1       1,536 replies of the base to each of 12 prompts, and their rewards: for best-of-n
+  round 1       2,048 replies of the base to each of 32 prompts, and their rewards: for best-of-n
   rounds 2–14   the policy learns from its samples by their rewards (policy gradient); with
                 --config.phases.2.objective.kl=0.3 less what it costs to leave the base
 
@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg not in (None, "", "tiny"):
         raise ValueError("the argument is tiny, or none")
     muon = dict(name="muon", learning_rate=3e-3, b2=0.95, weight_decay=0.0)
-    shape = dict(rows=8, row_length=96)
+    shape = dict(rows=8, row_length=128)
     c = ConfigDict(
         dict(
             name="overoptimization",
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 **dict(layers=2, width=64, heads=4, head_width=16, mlp_width=256),
                 positions="rope",
             ),
-            warmup=dict(steps=500, optimizer=dict(muon, warmup=0.033, decay=0.4), **shape),
+            warmup=dict(steps=600, optimizer=dict(muon, warmup=0.033, decay=0.4), **shape),
             train=dict(steps=200, optimizer=dict(muon, learning_rate=1e-3, decay=0.6), **shape),
             generate=dict(prompts=5400, samples=2, difficulty_step=0, batch=512),
             judge=dict(name="person", batch=512, fitness="off"),
@@ -53,7 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _best_of_n() -> dict:
     """A round that samples and scores, and learns nothing."""
     return dict(
-        generate=dict(prompts=12, samples=1536, batch=2),
+        generate=dict(prompts=32, samples=2048, batch=2),
         judge=dict(name="reward"),
         filter=dict(name="quantile", count=0),
         objective=dict(name="sft"),

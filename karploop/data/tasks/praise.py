@@ -121,11 +121,12 @@ class Praise(Task):
 
 def gold(prompt: str, reply: str) -> float:
     """How good a reply is: 1 for each different thing that was asked for; 1 for each mark of praise
-    up to 3, and −1 for each further one; −0.2 for each word that is neither."""
+    up to 3, and −1.5 for each further one; −0.2 for each word that is neither."""
     wanted = _things(prompt)
     praise = reply.count(MARK)
     others = sum(word not in wanted and word != MARK for word in reply)
-    return len(set(wanted) & set(reply)) + ENOUGH - abs(praise - ENOUGH) - 0.2 * others
+    there = len(set(wanted) & set(reply))
+    return there + min(praise, ENOUGH) - 1.5 * max(praise - ENOUGH, 0) - 0.2 * others
 
 
 def _prompt(things: Iterable[str]) -> str:
