@@ -4,7 +4,7 @@
 
 runs this config for all sizes of reward model and seeds. Here
 
-  base          a decoder of 110,000 parameters learns replies (`karploop/data/tasks/praise.py`)
+  base          a decoder of 100,000 parameters learns replies (`karploop/data/tasks/praise.py`)
   round 0       of two replies of the base to a prompt `judge.review`, a file, says which is better,
                 and a reward model learns it; the policy stays as it is
   round 1       2,048 replies of the base to each of 32 prompts, and their rewards: for best-of-n
