@@ -358,6 +358,17 @@ def test_tables_and_plot_are_written(tmp_path):
     assert len(panels) == 4
 
 
+def test_a_curve_too_short_for_a_form_has_none(tmp_path):
+    curve = Curve([0.0, 0.5], [0.0, 1.0], [0.0, -1.0])
+    results = {8: {0: Found(Proxy(curve, (0.0, 0.0), math.nan), {"policy gradient": curve})}}
+    text = write(tmp_path, results, [1, 2])
+    [row] = [
+        line for line in text.splitlines() if line.startswith("policy gradient") and "8" in line
+    ]
+    # Largest gain and its place, nothing to lose, no form, no agreement.
+    assert row.split()[2:] == ["8", "0.00", "0.00", *["–"] * 7]
+
+
 def test_folders_and_numbers_are_checked_first(tmp_path):
     with pytest.raises(UserError, match="--seeds must be at least 1"):
         overoptimization.study(str(tmp_path), str(tmp_path), 0)
