@@ -33,7 +33,7 @@ from karploop.oversight.overoptimization_study import (
     read_policies,
     read_proxy,
 )
-from karploop.records import SAMPLES_FILE, VERDICTS_FILE, Samples
+from karploop.records import PAIRS_FILE, SAMPLES_FILE, VERDICTS_FILE, Samples
 from karploop.store import Store
 
 # The task
@@ -395,4 +395,4 @@ def test_a_study_runs_from_samples_to_tables(tmp_path):
 
 
 def pairs_of(workdir, entry):
-    return pq.read_table(workdir / f"store/pairs/{entry['stages']['pairs']}").num_rows
+    return pq.read_table(workdir / f"store/pairs/{entry['stages']['pairs']}/{PAIRS_FILE}").num_rows
