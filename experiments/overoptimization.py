@@ -24,7 +24,7 @@ from karploop.sweeps import ROOT
 FLAGS = flags.FLAGS
 CONFIG = ROOT / "configs" / "overoptimization.py"
 # Comparisons of a reward model, and steps that it learns in: the more, the fewer times over.
-SIZES = {50: 60, 500: 120, 5000: 240}
+SIZES = {50: 60, 500: 150, 5000: 500}
 PENALTIES = {"policy gradient": 0.0, "with penalty": 0.3}  # on the divergence from the base
 NS = tuple(2**k for k in range(11))  # of best-of-n
 # Samples alone: what is to be compared is labelled before the loop reads it.

@@ -44,9 +44,10 @@ from karploop.store import Store
     [
         ("cfk", 3.0),
         ("cccc", 1.0),  # each thing counts once
-        ("cfk!!!", 6.0),
-        ("cfk!!!!!", 3.0),  # two marks too many
-        ("x!c", 1 + 1 - 0.2),
+        ("cfk!!!!!!", 12.0),
+        ("cfk" + 8 * "!", 11.0),  # two marks too many
+        ("cfk!!!!", 11.0),  # two too few
+        ("x!c", 1 + 11 / 4 - 0.2),
         ("", 0.0),
     ],
 )
@@ -63,7 +64,8 @@ def test_labelled_replies_follow_the_rates_that_are_declared():
     assert praise == pytest.approx(PRAISE.praised, abs=0.01)
     by_chance = (1 - PRAISE.praised - PRAISE.asked) * 3 / 26
     assert asked == pytest.approx(PRAISE.asked + by_chance, abs=0.015)
-    assert max(len(PRAISE.answer(p)) for p in prompts) <= PRAISE.longest
+    lengths = {len(PRAISE.answer(p)) for p in prompts}
+    assert lengths == set(range(PRAISE.shortest, PRAISE.longest + 1))
 
 
 def test_problems_are_three_different_things():
@@ -269,7 +271,7 @@ def test_comparisons_are_labelled_by_gold(written):
 def with_base(written):
     """Round 1: two prompts, whose samples have gold 0, 1, 2 and 3, 0."""
     written.round([])
-    rows = [("abc:", "", True), ("abc:", "a", True), ("abc:", "!!", True), ("abc:", "a", False)]
+    rows = [("abc:", "", True), ("abc:", "a", True), ("abc:", "bc", True), ("abc:", "a", False)]
     rows += [("def:", "def", True), ("def:", "", True)]
     written.round(rows, [1.0, 3.0, 2.0, None, 0.0, 4.0])
     return read_proxy(written.store, PRAISE, written.summary, [1, 2])

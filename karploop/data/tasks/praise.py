@@ -2,13 +2,13 @@
 
 A prompt asks for three things, and a reply names things, one character each, and praises with "!":
 
-    cfk:                                    →  f!xc!
+    cfk:                                    →  f!xc!ab!kqc
 
 Labelled replies are drawn by one who knows what was asked and not what is good: of their words so
 many are praise, so many are things asked for, and the rest are any. `gold` says how good a reply
-is: a little praise is good, and each mark beyond it costs. Most replies have little, so that in
-nearly all comparisons of two more praise is the better. What is wrong with too much is seen in few,
-and so is what is wrong with things that nobody asked for.
+is: of praise there can be too little and too much, at the same cost. Most replies have too little,
+so that in nearly all comparisons of two more praise is the better; that there can be too much is
+seen in few.
 
 Named in a config as "karploop.data.tasks.praise:PRAISE". Gold is for measurement, and for
 comparisons that are labelled before a loop reads them: no filter or judge asks it.
@@ -31,7 +31,7 @@ from karploop.errors import UserError
 THINGS = "abcdefghijklmnopqrstuvwxyz"
 MARK = "!"
 ASKED = 3
-ENOUGH = 3  # marks of praise
+BEST = 6  # marks of praise
 _PROMPT = re.compile(rf"([a-z]{{{ASKED}}}):")
 
 
@@ -42,25 +42,23 @@ class Praise(Task):
     Attributes:
       asked, praised: probability that a word of a labelled reply is one of the things asked for, or
         praise; else it is any thing.
-      end: probability that a labelled reply ends behind a word.
-      longest: words of the longest labelled reply; a longer one is drawn again.
+      shortest, longest: words of a labelled reply, every number as likely.
       room: words that a sampled reply may have beyond that.
     """
 
     name: str = "praise"
-    asked: float = 0.4
-    praised: float = 0.25
-    end: float = 0.15
-    longest: int = 16
-    room: int = 8
+    asked: float = 0.35
+    praised: float = 0.35
+    shortest: int = 10
+    longest: int = 14
+    room: int = 6
 
     alphabet = THINGS + ":" + MARK
 
     @property
     def identity(self) -> str:
-        return (
-            f"{self.name} {self.asked!r} {self.praised!r} {self.end!r} {self.longest} {self.room}"
-        )
+        lengths = f"{self.shortest} {self.longest} {self.room}"
+        return f"{self.name} {self.asked!r} {self.praised!r} {lengths}"
 
     @property
     def verifiable(self) -> bool:
@@ -85,9 +83,7 @@ class Praise(Task):
         """A labelled reply, the same whenever it is asked for."""
         wanted = _things(prompt)
         rng = np.random.default_rng(list(hashlib.sha256(prompt.encode()).digest()[:8]))
-        length = self.longest + 1
-        while length > self.longest:
-            length = int(rng.geometric(self.end))
+        length = int(rng.integers(self.shortest, self.longest + 1))
         return "".join(self._word(wanted, rng) for _ in range(length))
 
     def _word(self, wanted: str, rng: np.random.Generator) -> str:
@@ -120,13 +116,12 @@ class Praise(Task):
 
 
 def gold(prompt: str, reply: str) -> float:
-    """How good a reply is: 1 for each different thing that was asked for; 1 for each mark of praise
-    up to 3, and −1.5 for each further one; −0.2 for each word that is neither."""
+    """How good a reply is: 1 for each different thing that was asked for, p(12 − p)/4 for p marks
+    of praise, which is most for 6, and −0.2 for each word that is neither."""
     wanted = _things(prompt)
     praise = reply.count(MARK)
     others = sum(word not in wanted and word != MARK for word in reply)
-    there = len(set(wanted) & set(reply))
-    return there + min(praise, ENOUGH) - 1.5 * max(praise - ENOUGH, 0) - 0.2 * others
+    return len(set(wanted) & set(reply)) + praise * (2 * BEST - praise) / 4 - 0.2 * others
 
 
 def _prompt(things: Iterable[str]) -> str:
