@@ -120,6 +120,7 @@ CONFIGS = {
     "zipf": "",
     "star": "rationalise,tiny",
     "constitutional": "dpo,tiny",
+    "overoptimization": "tiny",
 }
 
 
