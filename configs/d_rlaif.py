@@ -7,10 +7,13 @@ python -m experiments.run --config=configs/d_rlaif.py
 
 from ml_collections import ConfigDict
 
+OPTIONS = ("random", "tiny")
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    if arg not in (None, "tiny"):
-        raise ValueError("the only argument is 'tiny'")
+    wanted = set(arg.split(",")) if arg else set()
+    if wanted - set(OPTIONS):
+        raise ValueError(f"the arguments are {', '.join(OPTIONS)}, or both of them")
     muon = dict(name="muon", b2=0.95, weight_decay=0.0)
     shape = dict(rows=8, row_length=112)
     c = ConfigDict(
@@ -18,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name="d_rlaif",
             rounds=4,
             task=dict(
-                name="karploop.data.tasks.manners:MANNERS", seed_difficulty=4, seed_problems=20_000
+                name="karploop.data.tasks.manners:MANNERS", seed_difficulty=5, seed_problems=20_000
             ),
             # What gives feedback is not what is trained.
             roles=dict(feedback=dict(weights="base")),
@@ -27,24 +30,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 **dict(max_length=128, positions="rope", alphabet="ascii"),
             ),
             warmup=dict(steps=1500, optimizer=dict(muon, learning_rate=3e-3, decay=0.4), **shape),
-            train=dict(steps=60, optimizer=dict(muon, learning_rate=1e-3, decay=0.6), **shape),
+            train=dict(steps=60, optimizer=dict(muon, learning_rate=2e-4, decay=0.6), **shape),
             generate=dict(prompts=128, samples=8, difficulty_step=0, max_difficulty=1),
             judge=dict(
-                name="constitution",
+                name="rubric",
                 templates="short",
-                constitution="manners.txt",
-                principles=3,
+                criteria="manners.txt",
+                levels=4,
                 batch=128,
                 fitness="off",
                 role="feedback",
             ),
             filter=dict(name="none"),
-            objective=dict(name="policy_gradient", reference="round", kl=0.05),
+            objective=dict(name="policy_gradient", reference="base", kl=0.05),
             regime=dict(data="replace"),
-            evaluate=dict(problems=128, difficulties=(1, 2, 3, 4), samples=4, batch=128),
+            evaluate=dict(problems=128, difficulties=(1, 2, 3, 4, 5), samples=2, batch=128),
         )
     )
-    if arg == "tiny":
+    if "random" in wanted:
+        del c.roles.feedback  # nobody is asked
+        c.judge = dict(name="random")
+    if "tiny" in wanted:
         _shrink(c)
     return c
 

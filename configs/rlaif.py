@@ -7,10 +7,13 @@ python -m experiments.run --config=configs/rlaif.py
 
 from ml_collections import ConfigDict
 
+OPTIONS = ("random", "tiny")
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    if arg not in (None, "tiny"):
-        raise ValueError("the only argument is 'tiny'")
+    wanted = set(arg.split(",")) if arg else set()
+    if wanted - set(OPTIONS):
+        raise ValueError(f"the arguments are {', '.join(OPTIONS)}, or both of them")
     muon = dict(name="muon", b2=0.95, weight_decay=0.0)
     shape = dict(rows=8, row_length=112)
     c = ConfigDict(
@@ -27,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 **dict(max_length=128, positions="rope", alphabet="ascii"),
             ),
             warmup=dict(steps=1500, optimizer=dict(muon, learning_rate=3e-3, decay=0.4), **shape),
-            train=dict(steps=100, optimizer=dict(muon, learning_rate=3e-4, decay=0.6), **shape),
+            train=dict(steps=100, optimizer=dict(muon, learning_rate=5e-4, decay=0.6), **shape),
             generate=dict(prompts=512, samples=2, difficulty_step=0, max_difficulty=1),
             judge=dict(
                 name="constitution",
@@ -39,22 +42,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 role="feedback",
             ),
             filter=dict(name="none"),
+            preference=dict(margin=0.15),  # that one principle of three makes is about 0.3
             objective=dict(name="reward"),
             phases={
                 "1": dict(
                     generate=dict(prompts=128, samples=8),
                     judge=dict(name="reward", role="judge"),
-                    objective=dict(
-                        name="policy_gradient", reward="raw", reference="round", kl=0.05
-                    ),
-                    train=dict(steps=60, optimizer=dict(learning_rate=1e-3)),
+                    objective=dict(name="policy_gradient", reward="raw", reference="base", kl=0.05),
+                    train=dict(steps=60, optimizer=dict(learning_rate=2e-4)),
                 )
             },
             regime=dict(data="replace"),
-            evaluate=dict(problems=128, difficulties=(1, 2, 3, 4), samples=4, batch=128),
+            evaluate=dict(problems=128, difficulties=(1, 2, 3, 4), samples=2, batch=128),
         )
     )
-    if arg == "tiny":
+    if "random" in wanted:
+        del c.roles.feedback  # nobody is asked
+        c.judge = dict(name="random")
+    if "tiny" in wanted:
         _shrink(c)
     return c
 

@@ -7,10 +7,13 @@ python -m experiments.run --config=configs/self_rewarding.py
 
 from ml_collections import ConfigDict
 
+OPTIONS = ("random", "tiny")
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    if arg not in (None, "tiny"):
-        raise ValueError("the only argument is 'tiny'")
+    wanted = set(arg.split(",")) if arg else set()
+    if wanted - set(OPTIONS):
+        raise ValueError(f"the arguments are {', '.join(OPTIONS)}, or both of them")
     muon = dict(name="muon", b2=0.95, weight_decay=0.0)
     shape = dict(rows=8, row_length=112)
     c = ConfigDict(
@@ -25,7 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 **dict(max_length=128, positions="rope", alphabet="ascii"),
             ),
             warmup=dict(steps=1500, optimizer=dict(muon, learning_rate=3e-3, decay=0.4), **shape),
-            train=dict(steps=100, optimizer=dict(muon, learning_rate=3e-4, decay=0.6), **shape),
+            train=dict(steps=100, optimizer=dict(muon, learning_rate=1e-4, decay=0.6), **shape),
             generate=dict(prompts=256, samples=4, difficulty_step=0, max_difficulty=1),
             judge=dict(
                 name="constitution",
@@ -36,12 +39,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 fitness="off",
             ),
             filter=dict(name="none"),
+            preference=dict(margin=0.15),  # that one principle of three makes is about 0.3
             objective=dict(name="dpo", reference="round"),
             regime=dict(data="replace"),
-            evaluate=dict(problems=128, difficulties=(1, 2, 3, 4), samples=4, batch=128),
+            evaluate=dict(problems=128, difficulties=(1, 2, 3, 4), samples=2, batch=128),
         )
     )
-    if arg == "tiny":
+    if "random" in wanted:
+        c.judge = dict(name="random")
+    if "tiny" in wanted:
         _shrink(c)
     return c
 

@@ -120,6 +120,9 @@ CONFIGS = {
     "zipf": "",
     "star": "rationalise,tiny",
     "constitutional": "dpo,tiny",
+    "self_rewarding": "random,tiny",
+    "rlaif": "random,tiny",
+    "d_rlaif": "random,tiny",
 }
 
 
