@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if "random" in wanted:
         del c.roles.feedback  # nobody is asked
-        c.judge = dict(name="random")
+        c.judge = dict(name="random", fitness="off")
     if "tiny" in wanted:
         _shrink(c)
     return c

@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     if "random" in wanted:
-        c.judge = dict(name="random")
+        c.judge = dict(name="random", fitness="off")
     if "tiny" in wanted:
         _shrink(c)
     return c
