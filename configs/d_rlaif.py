@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 **dict(max_length=128, positions="rope", alphabet="ascii"),
             ),
             warmup=dict(steps=1500, optimizer=dict(muon, learning_rate=3e-3, decay=0.4), **shape),
-            train=dict(steps=60, optimizer=dict(muon, learning_rate=2e-4, decay=0.6), **shape),
+            train=dict(steps=60, optimizer=dict(muon, learning_rate=5e-4, decay=0.6), **shape),
             generate=dict(prompts=128, samples=8, difficulty_step=0, max_difficulty=1),
             judge=dict(
                 name="rubric",
@@ -57,10 +57,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _shrink(c: ConfigDict) -> None:
     optimizer = dict(name="adamw", learning_rate=1e-2)
+    c.rounds = 2
     c.task.seed_problems = 400
     c.model.update(dict(layers=1, width=16, heads=2, head_width=8, mlp_width=32))
     c.warmup.update(dict(steps=20, optimizer=optimizer))  # until it has learnt to stop
     c.train.update(dict(steps=4, optimizer=optimizer))
     c.generate.update(dict(prompts=16, batch=16))
     c.judge.batch = 32
-    c.evaluate.update(dict(problems=8, samples=2, batch=32))
+    c.evaluate.update(dict(problems=8, samples=0, difficulties=(1,), batch=32))

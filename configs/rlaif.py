@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     generate=dict(prompts=128, samples=8),
                     judge=dict(name="reward", role="judge"),
                     objective=dict(name="policy_gradient", reward="raw", reference="base", kl=0.05),
-                    train=dict(steps=60, optimizer=dict(learning_rate=2e-4)),
+                    train=dict(steps=60, optimizer=dict(learning_rate=5e-4)),
                 )
             },
             regime=dict(data="replace"),
@@ -66,10 +66,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _shrink(c: ConfigDict) -> None:
     optimizer = dict(name="adamw", learning_rate=1e-2)
+    c.rounds = 2
     c.task.seed_problems = 400
     c.model.update(dict(layers=1, width=16, heads=2, head_width=8, mlp_width=32))
     c.warmup.update(dict(steps=20, optimizer=optimizer))  # until it has learnt to stop
     c.train.update(dict(steps=4, optimizer=optimizer))
     c.generate.update(dict(prompts=16, batch=16))
     c.judge.batch = 32
-    c.evaluate.update(dict(problems=8, samples=2, batch=32))
+    c.preference.margin = 0.0
+    c.evaluate.update(dict(problems=8, samples=0, difficulties=(1,), batch=32))
