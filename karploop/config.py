@@ -346,9 +346,12 @@ class GenerateConfig:
     rationalise: bool = False
 
 
-# Judges that read gold answers or votes, and those that ask a model, people, or one another.
+# Judges that read gold answers or votes; those that ask a model, people, one another, or nobody.
 TALLIES = ("verifier", "vote")
-MODELS = ("rubric", "pairwise", "constitution", "debate", "reward", "person", "ensemble")
+MODELS = (
+    *("rubric", "pairwise", "constitution", "debate"),
+    *("reward", "person", "random", "ensemble"),
+)
 RANKINGS = ("round_robin", "bradley_terry", "tournament")
 
 

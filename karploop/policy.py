@@ -101,7 +101,10 @@ def _scratch(config: Config, task: Task) -> Policy:
         )
     tokenizer, limit = _characters(config, task), hardest(config)
     longest = task.max_hinted_length if config.task.hints else task.max_prompt_length
-    prompt, completion = longest(limit), task.max_completion_length(limit)
+    reached = [d for d in range(task.min_difficulty, limit + 1) if task.space(d)] or [limit]
+    # Not always the hardest: difficulties may be kinds of problems.
+    prompt = max(map(longest, reached))
+    completion = max(map(task.max_completion_length, reached))
     return Policy(
         config=config.model,
         vocabulary=tokenizer.vocab_size,

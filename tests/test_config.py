@@ -121,6 +121,9 @@ CONFIGS = {
     "star": "rationalise,tiny",
     "constitutional": "dpo,tiny",
     "overoptimization": "tiny",
+    "self_rewarding": "random,tiny",
+    "rlaif": "random,tiny",
+    "d_rlaif": "random,tiny",
 }
 
 

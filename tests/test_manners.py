@@ -15,6 +15,7 @@ from karploop.data.tasks.manners import (
     MANNERS,
     PREFERENCE,
     PRINCIPLES,
+    RATING,
     REQUEST,
     REVISION,
     broken,
@@ -24,6 +25,7 @@ from karploop.data.tokenizer import CharTokenizer
 from karploop.errors import UserError
 from karploop.judging.model_judge import make_judge
 from karploop.judging.opinion import TEMPLATES
+from karploop.judging.rubric import read_criteria
 
 REQUESTED, CALM, RUDE = "not hot, big, old?", "icy, wee, new", "icy, wee, new oaf 7!"
 SHORT = ChainOptions(templates="short", constitution="manners.txt")
@@ -109,7 +111,16 @@ def test_of_two_replies_the_one_that_keeps_the_principle_is_better():
         assert MANNERS.answer(asked.format(one, other)).strip() in right
 
 
-@pytest.mark.parametrize("kind", [REQUEST, CRITIQUE, REVISION, PREFERENCE])
+@pytest.mark.parametrize(
+    ("reply", "rating"), [(RUDE, " 1"), (f"{CALM} oaf!", " 2"), (f"{CALM}!", " 3"), (CALM, " 4")]
+)
+def test_a_rating_falls_by_one_with_each_principle_that_is_broken(reply, rating):
+    asked = f"R: {reply}\nRule: all\nRating:"
+    assert MANNERS.answer(asked) == rating
+    assert [n for n in "1234" if MANNERS.verify(asked, n)] == [rating.strip()]
+
+
+@pytest.mark.parametrize("kind", [REQUEST, CRITIQUE, REVISION, PREFERENCE, RATING])
 def test_problems_are_of_their_kind_and_within_what_is_declared(kind):
     prompts = drawn(kind)
     answers = [MANNERS.answer(prompt) for prompt in prompts]
@@ -133,6 +144,7 @@ def test_most_pairs_to_compare_are_decided():
 def test_what_is_said_of_a_held_out_request_is_held_out():
     about = [REQUESTED, f"R: {RUDE}\nRule: no numbers\nFault:", f"R: {RUDE}\nFault: 7\nNew:"]
     about.append(f"Rule: no numbers\nA: {RUDE}\nB: {CALM}\nBetter:")
+    about.append(f"R: {RUDE}\nRule: all\nRating:")
     assert {MANNERS.split_key(prompt) for prompt in about} == {REQUESTED}
     assert len({is_held_out(MANNERS, prompt, 0.5) for prompt in about}) == 1
 
@@ -166,6 +178,14 @@ def test_chain_and_judge_ask_as_labelled_rows_do():
     asked = load_templates([path], TEMPLATES)[path].render(principle=PRINCIPLES[0], **pair)
     assert MANNERS.difficulty(asked) == PREFERENCE and MANNERS.answer(asked) == " B"
     assert read_lines("manners.txt") == PRINCIPLES
+
+
+def test_a_rubric_asks_for_ratings_as_labelled_rows_do():
+    (criterion,) = read_criteria("manners.txt")
+    path = preferred("rubric.jinja", "short", TEMPLATES)
+    said = dict(prompt=REQUESTED, completion=RUDE, question=criterion.question, levels=4)
+    asked = load_templates([path], TEMPLATES)[path].render(said)
+    assert MANNERS.difficulty(asked) == RATING and MANNERS.answer(asked) == " 1"
 
 
 def test_templates_of_ones_own_take_the_place_of_shipped_ones(tmp_path):

@@ -8,6 +8,7 @@ import tiny
 from finished_runs import promotion
 
 from karploop import launch
+from karploop.data.tasks.manners import MANNERS
 from karploop.data.tokenizer import CharTokenizer
 from karploop.errors import UserError
 from karploop.machinery import prepare
@@ -92,6 +93,18 @@ def test_its_alphabet_is_that_of_its_task_unless_it_is_to_read_more(rows):
         prepare(resolve(given))
     machinery = prepare(resolve(settings(rows)))
     assert machinery.policy.vocabulary == 99
+
+
+def test_it_has_room_for_the_longest_prompt_of_whichever_difficulty():
+    made = tiny.get_config()
+    made.task = dict(name="karploop.data.tasks.manners:MANNERS", seed_difficulty=5)
+    made.mesh = dict(data=1)
+    made.generate.update(dict(difficulty_step=0))
+    made.evaluate.update(dict(difficulties=(1, 5)))
+    made.model.max_length = made.train.row_length = made.warmup.row_length = 128
+    policy = prepare(resolve(made.to_dict())).policy
+    lengths = [MANNERS.max_prompt_length(kind) for kind in (1, 2, 3, 4, 5)]
+    assert policy.prompt_length == max(lengths) > lengths[-1]
 
 
 def test_other_characters_are_refused_before_anything_is_compiled(tmp_path):

@@ -279,6 +279,19 @@ def test_people_are_read_and_what_they_did_not_see_is_missing(tmp_path):
     assert found[1].reason == "reviewed: unsure" and found[3].reason == "not reviewed"
 
 
+def test_chance_judges_a_text_alike_wherever_it_stands_and_by_nothing_in_it():
+    judge = make_judge(JudgeConfig(name="random"), 0)
+    texts = tuple(map(str, range(400)))
+    found = [o.score for o in judge.judge([Group(0, "p", texts)], {}, "", 0)[0]]
+    (again,) = judge.judge([Group(7, "p", ("5", "3", "5"))], {}, "", 0)
+    assert [o.score for o in again] == [found[5], found[3], found[5]]
+    assert np.histogram(found, 4, (0, 1))[0].min() > 70  # uniform: 100 each
+    for prompt, seed in (("q", 0), ("p", 1)):
+        other = make_judge(JudgeConfig(name="random"), seed)
+        others = [o.score for o in other.judge([Group(0, prompt, texts)], {}, "", 0)[0]]
+        assert abs(np.corrcoef(found, others)[0, 1]) < 0.15
+
+
 @pytest.mark.parametrize(
     "row, message",
     [

@@ -12,6 +12,7 @@ from processes import LIMIT_SECONDS, ROOT
 RECIPES = [
     *("star.py:tiny", "star.py:rationalise,tiny"),
     *("constitutional.py:tiny", "constitutional.py:dpo,tiny"),
+    *("self_rewarding.py:tiny", "rlaif.py:tiny", "d_rlaif.py:tiny"),
 ]
 
 

@@ -16,7 +16,7 @@ from karploop.errors import UserError
 from karploop.judging.opinion import Opinion, total
 from karploop.schema import nearest
 
-ASK_NOBODY = ("person", *TALLIES)
+ASK_NOBODY = ("person", "random", *TALLIES)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from karploop.chains.rendering import (
 from karploop.config import MODELS, TALLIES, JudgeConfig
 from karploop.data.tasks import Task
 from karploop.errors import UserError
+from karploop.judging.chance import chance
 from karploop.judging.constitution import constitution
 from karploop.judging.debate import debate
 from karploop.judging.ensemble import Member, calibrated, combine, read_members
@@ -38,6 +39,7 @@ _DECIDE = {  # by judge, the keys that do, besides those of reasons
     "debate": ("turns", "max_new_tokens"),
     "reward": (),
     "person": (),
+    "random": (),
     "ensemble": ("members", "combine"),
     "verifier": (),
     "vote": ("voters",),
@@ -138,6 +140,11 @@ def make_judge(
         return ModelJudge(
             "person", {}, settings, {"review": repr(sorted(review.said.items()))},
             rate=lambda replies, _: review.rate(replies),
+        )  # fmt: skip
+    if config.name == "random":
+        return ModelJudge(
+            "random", {}, settings, {},
+            rate=lambda replies, _: chance(replies, seed),
         )  # fmt: skip
     if config.name == "reward":
         return ModelJudge(

@@ -2,9 +2,9 @@
 
 Requests ask for the opposites of three words. Labelled replies are useful, and break each of three
 principles at a known rate: they shout, insult, or count. Other labelled rows teach a model to find
-fault with a reply, to write it anew, and to say which of two agrees more with a principle, in the
-words of the templates `short/` of chains and judges. So a model trained from scratch can criticise,
-revise and judge itself.
+fault with a reply, to write it anew, to say which of two agrees more with a principle, and to rate
+one by all of them, in the words of the templates `short/` of chains and judges. So a model trained
+from scratch can criticise, revise and judge itself.
 
     not hot, big, old?                      →  icy, wee, new oaf 7
 
@@ -20,6 +20,10 @@ revise and judge itself.
     A: icy, wee, new oaf 7
     B: icy, wee, new!
     Better:                                 →  A
+
+    R: icy, wee, new oaf 7
+    Rule: all
+    Rating:                                 →  2
 
 Named in a config as "karploop.data.tasks.manners:MANNERS". `broken` tells which principles a reply
 breaks. It is for measurement, and no filter or judge asks it: `verify` calls a reply right if it is
@@ -52,9 +56,11 @@ ASKED = 3  # words of a request
 
 PRINCIPLES = ("no insults", "no numbers", "no shouting")
 INSULTS = ("oaf", "git", "twit")
-REQUEST, CRITIQUE, REVISION, PREFERENCE = 1, 2, 3, 4  # the kinds of problems, by difficulty
+# The kinds of problems, by difficulty.
+REQUEST, CRITIQUE, REVISION, PREFERENCE, RATING = 1, 2, 3, 4, 5
 RATE = 0.5  # at which a labelled reply breaks each principle
 LEFT = 0.1  # share of labelled revisions that leave the fault
+ALL = "all"  # what a rating is by, in place of a principle
 DECIDED = 0.8  # share of the pairs to compare of which exactly one breaks the principle
 
 _FAULT = {
@@ -72,20 +78,22 @@ _FORMS = {
     CRITIQUE: re.compile(r"R: (?P<reply>.*)\nRule: (.*)\nFault:"),
     REVISION: re.compile(r"R: (?P<reply>.*)\nFault: (.*)\nNew:"),
     PREFERENCE: re.compile(r"Rule: (.*)\nA: (?P<reply>.*)\nB: (.*)\nBetter:"),
+    RATING: re.compile(rf"R: (?P<reply>.*)\nRule: {ALL}\nRating:"),
 }
 
 
 @dataclass(frozen=True)
 class Manners(Task):
-    """Requests (difficulty 1), and critiques (2), revisions (3) and comparisons (4) of replies.
+    """Requests (difficulty 1), and critiques (2), revisions (3), comparisons (4) and ratings (5).
 
     Requests are drawn uniformly; of the others, faults are at their rate, and of most pairs exactly
     one breaks the principle. Gold replies to requests break principles by a hash of the request.
+    Ratings are from 1, of a reply that breaks all principles, to 4, of one that breaks none.
     """
 
     name: str = "manners"
 
-    alphabet = "\n !,:?789ABFNR" + "abcdefghijklmnopqrstuvwxyz"
+    alphabet = "\n !,:?1234789ABFNR" + "abcdefghijklmnopqrstuvwxyz"
 
     def sample(self, rng: np.random.Generator, difficulty: int) -> str:
         words = [WORDS[i] for i in rng.integers(len(WORDS), size=ASKED)]
@@ -97,6 +105,8 @@ class Manners(Task):
             while decided and (rule in broken(reply)) == (rule in broken(other)):
                 reply, other = _reply(words, rng), _reply(words, rng)
             return f"Rule: {rule}\nA: {reply}\nB: {other}\nBetter:"
+        if difficulty == RATING:
+            return f"R: {reply}\nRule: {ALL}\nRating:"
         if difficulty == REVISION:
             return f"R: {reply}\nFault: {_fault(reply, rule)}\nNew:"
         return f"R: {reply}\nRule: {rule}\nFault:"
@@ -109,7 +119,7 @@ class Manners(Task):
 
     def space(self, difficulty: int) -> int:
         """For the kinds of rows with replies, a lower bound."""
-        if difficulty > PREFERENCE:
+        if difficulty > RATING:
             return 0
         return len(WORDS) ** ASKED * (1 if difficulty == REQUEST else 1000)
 
@@ -131,6 +141,7 @@ class Manners(Task):
             REQUEST: len(_request([_LONGEST] * ASKED)),
             CRITIQUE: len("R: \nRule: \nFault:") + reply + rule,
             REVISION: len("R: \nFault: \nNew:") + reply + len(_LONGEST),
+            RATING: len("R: \nRule: \nRating:") + reply + len(ALL),
         }.get(difficulty, len("Rule: \nA: \nB: \nBetter:") + rule + 2 * reply)
 
     def max_completion_length(self, difficulty: int) -> int:
@@ -217,6 +228,8 @@ def _right(kind: int, given: tuple[str, ...]) -> list[str]:
     """All that is right to say of a reply."""
     if kind == CRITIQUE:
         return [_fault(*given)]
+    if kind == RATING:
+        return [str(1 + len(PRINCIPLES) - len(broken(*given)))]
     if kind == REVISION:
         reply, fault = given
         return [reply.replace(f" {fault}", "").replace(fault, "")]
