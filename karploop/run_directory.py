@@ -18,10 +18,10 @@ from typing import Any
 
 from karploop import cli
 from karploop.bindings import Round
-from karploop.config import Config, changes_results
+from karploop.config import SIMULATED, Config, changes_results
 from karploop.errors import UserError
 from karploop.files import remove, remove_torn, write_atomic
-from karploop.filtering.choice import choose, reads_gold
+from karploop.filtering.choice import choose, reads_gold, simulates
 from karploop.mesh import is_main
 from karploop.phases import by_phase
 from karploop.reporting.plots import run_plot
@@ -41,8 +41,13 @@ class RunDirectory:
         self.store, self.name, self.config = store, name, config
         self.path = store.root / "runs" / name
         self.summary: dict[str, Any] = {"run": name, "complete": False, "rounds": []}
-        for of_phase in by_phase(config).values():
-            if reads_gold(*choose(of_phase)):  # whoever reads a number of this run has to know
+        for of_phase in by_phase(config).values():  # whoever reads a number of it has to know
+            if simulates(of_phase):
+                self.summary["diagnostic"] = (
+                    f"the judge '{SIMULATED}' plays people by gold labels: this run is a "
+                    "diagnostic, and no result of a loop"
+                )
+            if reads_gold(*choose(of_phase)):
                 self.summary["diagnostic"] = (
                     f"the filter '{of_phase.filter.name}' selects by gold labels: this run is a "
                     "diagnostic, and no result of a loop"

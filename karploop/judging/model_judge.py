@@ -13,7 +13,7 @@ from karploop.chains.rendering import (
     read_lines,
     read_text,
 )
-from karploop.config import MODELS, TALLIES, JudgeConfig
+from karploop.config import GOLD, MODELS, SIMULATED, TALLIES, JudgeConfig
 from karploop.data.tasks import Task
 from karploop.errors import UserError
 from karploop.judging.constitution import constitution
@@ -26,6 +26,7 @@ from karploop.judging.person import Review
 from karploop.judging.ranking import Group, rank
 from karploop.judging.reading import Reading
 from karploop.judging.rubric import read_criteria, rubric
+from karploop.judging.simulated_annotators import Annotators
 from karploop.judging.verifier import verified
 from karploop.judging.vote import poll
 
@@ -37,7 +38,8 @@ _DECIDE = {  # by judge, the keys that do, besides those of reasons
     "constitution": ("principles", "clamp"),
     "debate": ("turns", "max_new_tokens"),
     "reward": (),
-    "person": (),
+    "person": ("people",),
+    SIMULATED: ("people", "annotators", "error"),
     "ensemble": ("members", "combine"),
     "verifier": (),
     "vote": ("voters",),
@@ -79,9 +81,9 @@ class ModelJudge:
     def by_itself(self) -> ModelJudge | None:
         """What is left without gold and without votes; None: nothing that decides.
 
-        A verifier is right whatever it is shown, and votes tell nothing of two texts.
+        Who sees gold is right whatever it is shown, and votes tell nothing of two texts.
         """
-        if self.name in TALLIES:
+        if self.name in (*TALLIES, *GOLD):
             return None
         if not self.members:
             return self
@@ -147,8 +149,15 @@ def make_judge(
         )  # fmt: skip
     if config.name == "ensemble":
         return _ensemble(config, seed, settings, task)
+    if config.name in GOLD and task is None:
+        raise UserError(
+            f"the judge '{config.name}' reads the gold answers of a task, and the rows of a file "
+            "belong to none: leave it out"
+        )
     if config.name == "verifier":
         return _verifier(settings, task)
+    if config.name == SIMULATED:
+        return _simulated(config, seed, settings, task)
     if config.name == "vote":
         return _vote(config, settings, task)
     if config.rationale:
@@ -166,15 +175,22 @@ def make_judge(
     return _ASKING[config.name](config, seed, seat, templates, common)
 
 
-def _verifier(settings: Mapping[str, Any], task: Task | None) -> ModelJudge:
-    if task is None:
-        raise UserError(
-            "the judge 'verifier' reads the gold answers of a task, and the rows of a file belong "
-            "to none: leave it out"
-        )
+def _verifier(settings: Mapping[str, Any], task: Task) -> ModelJudge:
     return ModelJudge(
         "verifier", {}, {**settings, "task": task.identity}, {},
         rate=lambda replies, _: verified(replies, task),
+    )  # fmt: skip
+
+
+def _simulated(
+    config: JudgeConfig, seed: int, settings: Mapping[str, Any], task: Task
+) -> ModelJudge:
+    annotators = Annotators(task, config.annotators, config.error, seed)
+    by_pair = config.people == "compare"
+    return ModelJudge(
+        SIMULATED, {}, {**settings, "task": task.identity}, {},
+        rate=None if by_pair else lambda replies, _: annotators.rate(replies),
+        compare=(lambda pairs, *_: annotators.compare(pairs)) if by_pair else None,
     )  # fmt: skip
 
 
@@ -209,7 +225,7 @@ def _ensemble(
     seats = {seat for judge in judges for seat in judge.seats}
     return ModelJudge(
         # Who reads gold says so by its name, also among others.
-        "ensemble+verifier" if any(j.name == "verifier" for j in judges) else "ensemble",
+        "+".join(["ensemble", *(name for name in GOLD if name in {j.name for j in judges})]),
         {
             seat: tuple(dict.fromkeys(w for judge in judges for w in judge.seats.get(seat, ())))
             for seat in sorted(seats)
