@@ -22,7 +22,7 @@ from karploop.judging.ensemble import Member, calibrated, combine, read_members
 from karploop.judging.equivalence import Mathematics, identity
 from karploop.judging.opinion import TEMPLATES, Opinion, Pair, Place, Reply
 from karploop.judging.pairwise import pairwise
-from karploop.judging.person import Review
+from karploop.judging.person import COMPARE, Review, ordered, wait
 from karploop.judging.ranking import Group, rank
 from karploop.judging.reading import Reading
 from karploop.judging.rubric import read_criteria, rubric
@@ -56,6 +56,7 @@ class ModelJudge:
       seats: names of the roles that it asks, and for what: text, probabilities, or reward.
       settings: what decides its verdicts, of the config's keys.
       files: the texts that decide them, by name.
+      expect: of people, see `wait`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ModelJudge:
     compare: Callable[[Sequence[Pair], Sequence[Place], Roles], list[Opinion]] | None = None
     count: Callable[[Sequence[Group]], list[list[Opinion]]] | None = None
     members: Sequence[tuple[Member, ModelJudge]] = ()
+    expect: Callable[[Sequence[Group], str, int], None] | None = None
     how: str = "mean"
 
     @property
@@ -81,14 +83,23 @@ class ModelJudge:
     def by_itself(self) -> ModelJudge | None:
         """What is left without gold and without votes; None: nothing that decides.
 
-        Who sees gold is right whatever it is shown, and votes tell nothing of two texts.
+        Who sees gold is right whatever it is shown, votes tell nothing of two texts, and people
+        are shown no other texts than a round's samples.
         """
-        if self.name in (*TALLIES, *GOLD):
+        if self.name in (*TALLIES, *GOLD) or self.expect:
             return None
         if not self.members:
             return self
         left = [(member, judge) for member, judge in self.members if judge.by_itself]
         return replace(self, members=left) if any(m.weight for m, _ in left) else None
+
+    def wait(self, groups: Sequence[Group], method: str, seed: int) -> None:
+        """Raises RunFailed where people are asked and have not said all that is wanted for
+        `judge`, with the same arguments; what they are to say is written for them then."""
+        for _, judge in self.members:
+            judge.wait(groups, method, seed)
+        if self.expect:
+            self.expect([replace(g, met={}) for g in groups], method, seed)
 
     def judge(
         self, groups: Sequence[Group], roles: Roles, method: str, seed: int
@@ -136,11 +147,7 @@ def make_judge(
     seat = seat or config.role
     settings = {key: value for key, value in asdict(config).items() if key in _DECIDE[config.name]}
     if config.name == "person":
-        review = Review.read(config.review)
-        return ModelJudge(
-            "person", {}, settings, {"review": repr(sorted(review.said.items()))},
-            rate=lambda replies, _: review.rate(replies),
-        )  # fmt: skip
+        return _person(config, settings, in_loop=task is not None)
     if config.name == "reward":
         return ModelJudge(
             "reward", {seat: ("reward",)}, settings, {},
@@ -173,6 +180,32 @@ def make_judge(
     )
     templates = {name: loaded[path] for name, path in paths.items()}
     return _ASKING[config.name](config, seed, seat, templates, common)
+
+
+def _person(config: JudgeConfig, settings: Mapping[str, Any], in_loop: bool) -> ModelJudge:
+    by_pair = config.people == COMPARE
+    review = Review.read(config.review, config.people, to_come=in_loop)
+
+    def expect(groups: Sequence[Group], method: str, seed: int) -> None:
+        asked = {(g.prompt, g.completions[i]) for g in groups for i in g.entries}
+        if by_pair:
+            asked = set()
+
+            def noted(pairs: Sequence[Pair], _) -> list[Opinion]:
+                asked.update(ordered(*pair) for pair in pairs)
+                return review.compare(pairs)
+
+            rank(groups, noted, method, seed)
+        wait(config.review, config.people, asked, review)
+
+    return ModelJudge(
+        # What gold labels said in the place of people is not called theirs.
+        f"person+{SIMULATED}" if review.simulated else "person",
+        {}, settings, {"review": repr(sorted(review.said.items()))},
+        rate=None if by_pair else lambda replies, _: review.rate(replies),
+        compare=(lambda pairs, *_: review.compare(pairs)) if by_pair else None,
+        expect=expect,
+    )  # fmt: skip
 
 
 def _verifier(settings: Mapping[str, Any], task: Task) -> ModelJudge:
