@@ -92,9 +92,9 @@ def study(workdir: str, output: str, seeds: int) -> str:
             before, after = _measured(workdir, arm, seed)
             found[BASE][seed], found[arm][seed] = before, after
     groups = [Group(name, of) for name, of in found.items()]
-    results = compare(groups, METRICS, BASE)
+    results = compare(groups, METRICS, VERIFIER)
     folder = pathlib.Path(output)
-    text = write_tables(groups, results, BASE, "Feedback by its error", folder)
+    text = write_tables(groups, results, VERIFIER, "Feedback by its error", folder)
     curve(results).savefig(folder / "curve.png", dpi=160, facecolor="white")
     return text
 

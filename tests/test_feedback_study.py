@@ -48,7 +48,7 @@ def test_the_curve_has_a_point_an_arm_at_its_own_error():
 
     arms = {arm: (0.9 - 0.05 * i, 0.01 * i) for i, arm in enumerate(ARMS)}
     groups = [Group(BASE, runs(0.5, None)), *(Group(arm, runs(*of)) for arm, of in arms.items())]
-    figure = feedback.curve(compare(groups, METRICS, BASE))
+    figure = feedback.curve(compare(groups, METRICS, VERIFIER))
     (panel,) = figure.axes
     found = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
     found |= {c.get_label(): c.lines[0].get_xydata().tolist() for c in panel.containers}

@@ -7,9 +7,10 @@ from unittest import mock
 
 import pytest
 from finished_runs import promotion
+from processes import ROOT
 
 from experiments import review as command
-from karploop import launch
+from karploop import cli, launch
 from karploop.config import JudgeConfig
 from karploop.data.problems import is_held_out
 from karploop.data.tasks import get_task
@@ -268,8 +269,11 @@ def test_a_judge_that_reads_them_is_not_called_a_person(annotated):
     _, path, run = annotated
     config = JudgeConfig(name="person", people="compare", review=str(path))
     assert make_judge(config, 0, task=MANNERS).name == "person"
+    recipe = cli.load_config(f"{ROOT}/configs/rlhf.py", {"judge.review": str(path)})
+    assert not prepare(recipe).simulates
     annotate(str(path), run, 0.0)
     assert make_judge(config, 0, task=MANNERS).name == "person+simulated_annotators"
+    assert prepare(recipe).simulates
 
 
 def test_the_command_writes_fills_and_refuses(reviewed, capsys):

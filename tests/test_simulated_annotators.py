@@ -11,7 +11,6 @@ from karploop.config import JudgeConfig
 from karploop.data.tasks import get_task
 from karploop.data.tasks.manners import MANNERS
 from karploop.errors import UserError
-from karploop.filtering.choice import simulates
 from karploop.judging.model_judge import make_judge
 from karploop.judging.ranking import Group
 from karploop.judging.simulated_annotators import Annotators
@@ -94,8 +93,9 @@ def test_an_ensemble_with_them_says_so():
     settings = {"filter": {"name": "threshold"}, "judge": members}
     machinery = prepare(resolve(settings))
     assert machinery.judge.name == "ensemble+verifier+simulated_annotators"
-    assert simulates(machinery.config)
-    assert not simulates(resolve(settings | {"judge": members | {"members": "verifier, vote"}}))
+    assert machinery.simulates
+    without = settings | {"judge": members | {"members": "verifier, vote"}}
+    assert not prepare(resolve(without)).simulates
 
 
 def test_a_run_that_they_judge_is_a_diagnostic(tmp_path):
@@ -117,7 +117,7 @@ def test_a_run_that_they_judge_is_a_diagnostic(tmp_path):
     with promotion():
         assert launch.launch(resolve(settings), str(tmp_path), "r") == 0
     summary = json.loads((tmp_path / "runs/r/summary.json").read_text())
-    assert "'simulated_annotators' plays people by gold labels" in summary["diagnostic"]
+    assert "'simulated_annotators' play people by gold labels" in summary["diagnostic"]
     assert summary["diagnostic"] in (tmp_path / "runs/r/accuracy.txt").read_text()
     assert marked("r", [summary]) == "r (selects by gold)"
     (path,) = (tmp_path / "store/judge").glob("*/manifest.json")

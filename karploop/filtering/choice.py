@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from karploop.config import MODELS, SIMULATED, TALLIES, Config, FilterConfig
+from karploop.config import MODELS, TALLIES, Config, FilterConfig
 from karploop.errors import UserError
 from karploop.filtering.filters import SCORES, Filter, get_filter
 from karploop.resolve import pairs_labelled
@@ -45,12 +45,6 @@ def choose(config: Config) -> tuple[Filter, Filter | None]:
 def reads_gold(chosen: Filter, matched: Filter | None) -> bool:
     """Whether gold labels decide what is selected other than through the judge `verifier`."""
     return chosen.reads_gold or bool(matched and matched.reads_gold)
-
-
-def simulates(config: Config) -> bool:
-    """Whether verdicts are read of annotators that gold labels play, also among others."""
-    name = judge_name(config, *choose(config))
-    return name == SIMULATED or (name == "ensemble" and SIMULATED in config.judge.members)
 
 
 def judges(chosen: Filter, matched: Filter | None) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ from karploop.judging.ensemble import Member, calibrated, combine, read_members
 from karploop.judging.equivalence import Mathematics, identity
 from karploop.judging.opinion import TEMPLATES, Opinion, Pair, Place, Reply
 from karploop.judging.pairwise import pairwise
-from karploop.judging.person import COMPARE, Review, ordered, wait
+from karploop.judging.person import COMPARE, Review, wait
 from karploop.judging.ranking import Group, rank
 from karploop.judging.reading import Reading
 from karploop.judging.rubric import read_criteria, rubric
@@ -185,26 +186,13 @@ def make_judge(
 def _person(config: JudgeConfig, settings: Mapping[str, Any], in_loop: bool) -> ModelJudge:
     by_pair = config.people == COMPARE
     review = Review.read(config.review, config.people, to_come=in_loop)
-
-    def expect(groups: Sequence[Group], method: str, seed: int) -> None:
-        asked = {(g.prompt, g.completions[i]) for g in groups for i in g.entries}
-        if by_pair:
-            asked = set()
-
-            def noted(pairs: Sequence[Pair], _) -> list[Opinion]:
-                asked.update(ordered(*pair) for pair in pairs)
-                return review.compare(pairs)
-
-            rank(groups, noted, method, seed)
-        wait(config.review, config.people, asked, review)
-
     return ModelJudge(
         # What gold labels said in the place of people is not called theirs.
         f"person+{SIMULATED}" if review.simulated else "person",
         {}, settings, {"review": repr(sorted(review.said.items()))},
         rate=None if by_pair else lambda replies, _: review.rate(replies),
         compare=(lambda pairs, *_: review.compare(pairs)) if by_pair else None,
-        expect=expect,
+        expect=functools.partial(wait, config.review, config.people, review),
     )  # fmt: skip
 
 
@@ -258,7 +246,7 @@ def _ensemble(
     seats = {seat for judge in judges for seat in judge.seats}
     return ModelJudge(
         # Who reads gold says so by its name, also among others.
-        "+".join(["ensemble", *(name for name in GOLD if name in {j.name for j in judges})]),
+        "+".join(["ensemble", *(n for n in GOLD if any(n in judge.name for judge in judges))]),
         {
             seat: tuple(dict.fromkeys(w for judge in judges for w in judge.seats.get(seat, ())))
             for seat in sorted(seats)

@@ -27,7 +27,8 @@ from karploop.config import SIMULATED
 from karploop.data.rows import located_rows
 from karploop.errors import RunFailed, UserError
 from karploop.files import write_atomic
-from karploop.judging.opinion import Opinion, Pair, Reply
+from karploop.judging.opinion import Opinion, Pair, Place, Reply
+from karploop.judging.ranking import Group, rank
 from karploop.mesh import is_main
 
 Row = dict[str, Any]
@@ -104,9 +105,25 @@ class Review:
         return found
 
 
-def wait(path: str, people: str, asked: set[Texts], review: Review) -> None:
-    """Raises RunFailed unless people have seen all of `asked`; what they have not is in the file
-    then, for them to fill in."""
+def wait(
+    path: str, people: str, review: Review, groups: Sequence[Group], method: str, seed: int
+) -> None:
+    """Raises RunFailed unless people have seen all that is asked about these groups; what they
+    have not is in the file then, for them to fill in.
+
+    Args:
+      method, seed: of the ranking, by which pairs meet.
+    """
+    asked: set[Texts] = set()
+
+    def noted(pairs: Sequence[Pair], places: Sequence[Place]) -> list[Opinion]:
+        asked.update(ordered(*pair) for pair in pairs)
+        return review.compare(pairs)
+
+    if people == COMPARE:
+        rank(groups, noted, method, seed)
+    else:
+        asked.update((g.prompt, g.completions[i]) for g in groups for i in g.entries)
     missing = asked - review.said.keys()
     if not missing:
         return
