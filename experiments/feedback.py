@@ -189,7 +189,10 @@ def curve(results: Results) -> Figure:
     panel.set(
         xlabel="labels that are wrong, % of those on unequal replies", ylabel="worth of replies"
     )
-    panel.legend(frameon=False, fontsize=9)
+    # Intervals of two seeds may be wider than all there is between arms.
+    seen = [worth for cell in worths.values() for worth in cell.values.values()]
+    panel.set_ylim(min(seen) - 0.1, max(seen) + 0.1)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     return figure
 
 
