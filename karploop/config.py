@@ -224,6 +224,7 @@ class PreferenceConfig:
     )
     margin: float = option(0.0, low=0.0)  # least difference of scores, besides that there is one
     per_prompt: int = option(0, low=0)  # most pairs, those of the largest margins; 0: all
+    count: int = option(0, low=0)  # most pairs of a round, those of its first prompts; 0: all
     desirable: float = option(0.5, low=0.0, high=1.0)  # kto: scores above are good, below bad
 
 
@@ -348,10 +349,12 @@ class GenerateConfig:
 
 # Judges that read gold answers or votes; those that ask a model, people, one another, or nobody.
 TALLIES = ("verifier", "vote")
+SIMULATED = "simulated_annotators"  # in the place of people, from gold answers
 MODELS = (
     *("rubric", "pairwise", "constitution", "debate"),
-    *("reward", "person", "random", "ensemble"),
+    *("reward", "person", SIMULATED, "random", "ensemble"),
 )
+GOLD = ("verifier", SIMULATED)  # those that see gold answers
 RANKINGS = ("round_robin", "bradley_terry", "tournament")
 
 
@@ -375,7 +378,14 @@ class JudgeConfig:
     turns: int = option(1, low=1, high=16)  # debate: of both sides
     # pairwise, constitution: how comparisons of two become scores of n.
     ranking: str = option("round_robin", choices=RANKINGS)
-    review: str = ""  # person: a file with a prompt, a completion and a verdict a row
+    # person: a file with verdicts. In a loop, what it lacks is written to it, and the run waits.
+    review: str = ""
+    # person, simulated_annotators: whether single replies are rated, good or bad, or two of a
+    # prompt compared.
+    people: str = option("rate", choices=("rate", "compare"))
+    annotators: int = option(1, low=1)  # simulated_annotators: who look at each reply or pair
+    # simulated_annotators: how often each of them says the contrary of what is so.
+    error: float = option(0.0, low=0.0, high=1.0)
     members: str = ""  # ensemble: judges, as in rubric, debate@large*0.5, vote (a role, a weight)
     combine: str = option("mean", choices=("mean", "min", "vote"))  # ensemble
     # ensemble: members weigh by their measured accuracy, in a calibration.json of

@@ -69,7 +69,7 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
     store = Store(workdir, progress.say)
     _use_compilation_cache()
     with contextlib.ExitStack() as running:
-        run = main_first(lambda: _start(store, run_name, config, running))
+        run = main_first(lambda: _start(store, run_name, machinery, running))
         running.callback(run.close)
         _check_shared(store)
         _check_endpoints(machinery, progress.say)
@@ -86,7 +86,7 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
 
 
 def _start(
-    store: Store, run_name: str, config: Config, running: contextlib.ExitStack
+    store: Store, run_name: str, machinery: Machinery, running: contextlib.ExitStack
 ) -> RunDirectory:
     """The run's directory; on the main process in a workdir made ready and under the run's lock.
 
@@ -94,11 +94,11 @@ def _start(
       UserError: the workdir cannot be written, or the run's name is in use or means another config.
     """
     if not is_main():
-        return RunDirectory(store, run_name, config)
+        return RunDirectory(store, run_name, machinery.config, machinery.simulates)
     store.open()
     with store.gate(exclusive=False):  # once past it, garbage collection sees this run
         running.enter_context(store.lock(f"run-{run_name}-{jax.process_index()}", wait=False))
-        return RunDirectory(store, run_name, config)
+        return RunDirectory(store, run_name, machinery.config, machinery.simulates)
 
 
 def _check_shared(store: Store) -> None:

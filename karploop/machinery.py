@@ -14,6 +14,7 @@ from karploop.chains.library import get_chain
 from karploop.chains.rendering import load_templates
 from karploop.config import (
     MODELS,
+    SIMULATED,
     TALLIES,
     TEACHER,
     Config,
@@ -84,6 +85,12 @@ class Machinery:
     def filter_reads(self) -> bool:
         """Whether the filter reads verdicts, and not the objective alone."""
         return bool(judges(self.chosen, self.matched))
+
+    @property
+    def simulates(self) -> bool:
+        """Whether in some phase gold labels say what people would, also among other judges."""
+        judges = [phase.judge for phase in self.phases.values() if phase.judge]
+        return any(SIMULATED in judge.name for judge in judges)
 
     @property
     def reads_gold(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from karploop.asking import transcript
-from karploop.config import MODELS, JudgingConfig, MeshConfig
+from karploop.config import GOLD, MODELS, JudgingConfig, MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.endpoints.forecast import Tally
 from karploop.errors import UserError
@@ -44,9 +44,8 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
       RunFailed: an endpoint is down or its cap is reached; the same command goes on from there.
     """
     if not config.judge.name:
-        raise UserError(
-            f"'config.judge.name' is empty: the judges of files are {', '.join((*MODELS, 'vote'))}"
-        )
+        known = [name for name in (*MODELS, "vote") if name not in GOLD]
+        raise UserError(f"'config.judge.name' is empty: the judges of files are {', '.join(known)}")
     judge = make_judge(config.judge, config.seed)
     rows, groups = [], []
     for where, row in located_rows(source):

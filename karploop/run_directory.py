@@ -18,7 +18,7 @@ from typing import Any
 
 from karploop import cli
 from karploop.bindings import Round
-from karploop.config import Config, changes_results
+from karploop.config import SIMULATED, Config, changes_results
 from karploop.errors import UserError
 from karploop.files import remove, remove_torn, write_atomic
 from karploop.filtering.choice import choose, reads_gold
@@ -35,13 +35,23 @@ from karploop.training.train import STEPS_FILE
 class RunDirectory:
     """Writes one run's directory; on processes other than the main one it does nothing."""
 
-    def __init__(self, store: Store, name: str, config: Config):
-        """Raises UserError if `name` belongs to a run of another config."""
+    def __init__(self, store: Store, name: str, config: Config, simulated: bool = False):
+        """Raises UserError if `name` belongs to a run of another config.
+
+        Args:
+          simulated: whether gold labels say what people would.
+        """
         self.store, self.name, self.config = store, name, config
         self.path = store.root / "runs" / name
         self.summary: dict[str, Any] = {"run": name, "complete": False, "rounds": []}
+        # Whoever reads a number of this run has to know.
+        if simulated:
+            self.summary["diagnostic"] = (
+                f"'{SIMULATED}' play people by gold labels: this run is a diagnostic, and no "
+                "result of a loop"
+            )
         for of_phase in by_phase(config).values():
-            if reads_gold(*choose(of_phase)):  # whoever reads a number of this run has to know
+            if reads_gold(*choose(of_phase)):
                 self.summary["diagnostic"] = (
                     f"the filter '{of_phase.filter.name}' selects by gold labels: this run is a "
                     "diagnostic, and no result of a loop"

@@ -124,6 +124,7 @@ CONFIGS = {
     "self_rewarding": "random,tiny",
     "rlaif": "random,tiny",
     "d_rlaif": "random,tiny",
+    "rlhf": "dpo,tiny",
 }
 
 
@@ -243,7 +244,8 @@ def test_every_key_is_read_by_something(monkeypatch, tmp_path, serve):
     ]
     for name in ("dpo", "kto", "policy_gradient"):
         variant = {"filter": {"name": "none", "on_empty": "skip"}, "generate": {"samples": 4}}
-        variants.append(variant | {"objective": {"name": name}, "judge": {"name": "vote"}})
+        judge = "simulated_annotators" if name == "kto" else "vote"
+        variants.append(variant | {"objective": {"name": name}, "judge": {"name": judge}})
     for index, variant in enumerate(variants):
         settings = tiny.get_config()
         settings.update(variant | {"mesh": {"data": 1}})

@@ -457,6 +457,6 @@ def test_the_command_refuses_with_code_2(model, tmp_path):
 
 
 def test_every_shipped_template_is_a_judges():
-    asking = set(MODELS) - {"person", "random", "ensemble", "reward"}
+    asking = set(MODELS) - {"person", "simulated_annotators", "random", "ensemble", "reward"}
     used = {name for judge in asking for name in make_judge(JudgeConfig(name=judge), 0).files}
     assert {path.name for path in TEMPLATES.glob("*.jinja")} == used - {"criteria", "constitution"}

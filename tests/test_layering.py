@@ -28,7 +28,7 @@ LAYERS = [
     {"sampling", "judging", "filtering", "training"},
     {"oversight", "catalogue", "roles"},
     {"offline", "offline_remote", "offline_chain", "offline_judge", "offline_reward"},
-    {"lineage", "retention", "export", "judge_study"},
+    {"lineage", "retention", "export", "judge_study", "reviewing"},
     {"policy"},
     {"machinery"},
     {"bindings", "forecast"},

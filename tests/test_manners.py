@@ -13,6 +13,7 @@ from karploop.data.tasks.manners import (
     CRITIQUE,
     INSULTS,
     MANNERS,
+    POLITE,
     PREFERENCE,
     PRINCIPLES,
     RATING,
@@ -72,6 +73,16 @@ def test_what_a_reply_breaks_is_counted(reply, found):
 )
 def test_a_reply_is_useful_if_it_holds_the_opposites(reply, right):
     assert useful(REQUESTED, reply) == MANNERS.verify(REQUESTED, reply) == right
+
+
+@pytest.mark.parametrize(
+    ("reply", "worth"), [(f" {CALM}", 1), (f"{CALM}!", 2 / 3), (RUDE, 0), ("icy, wee", 0)]
+)
+def test_worth_is_of_useful_replies_the_share_of_principles_that_they_keep(reply, worth):
+    assert MANNERS.worth(REQUESTED, reply) == pytest.approx(worth)
+    assert MANNERS.measures(REQUESTED, reply)["worth"] == pytest.approx(worth)
+    assert POLITE.verify(REQUESTED, reply) == (worth == 1)
+    assert MANNERS.worth(f"R: {RUDE}\nRule: no numbers\nFault:", " 7") == 1
 
 
 def test_labelled_replies_are_useful_and_break_each_principle_half_of_the_time():

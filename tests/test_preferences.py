@@ -50,6 +50,13 @@ def test_all_pairs_by_falling_margin_and_no_more_than_wanted():
     assert pairs(rows, opinions([0.5, 0.9, 0.2]), "all_pairs", per_prompt=1) == [(1, 2)]
 
 
+def test_a_round_has_no_more_pairs_than_wanted_and_those_of_its_first_prompts():
+    rows = rows_of("a", "b") + rows_of("c", "d", prompt=2) + rows_of("e", "f", prompt=3)
+    scores = opinions([0.5, 0.5, 0.6, 0.5, 0.1, 0.9])
+    assert pairs(rows, scores) == pairs(rows, scores, count=2) == [(2, 3), (5, 4)]
+    assert pairs(rows, scores, count=1) == [(2, 3)]
+
+
 def test_ties_missing_verdicts_and_equal_texts_make_no_pair():
     assert pairs(rows_of("a", "b"), opinions([0.3, 0.1 + 0.2]), "all_pairs") == []
     assert pairs(rows_of("a", "b"), opinions([0.9, None]), "all_pairs") == []

@@ -16,22 +16,46 @@ RECIPES = [
 ]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_ends_with_a_result(recipe, tmp_path):
-    command = ["experiments.run", f"--config=configs/{recipe}", f"--workdir={tmp_path}"]
-    found = subprocess.run(
-        [sys.executable, "-m", *command, "--run_name=r"],
+# Those whose verdicts people give, while the run waits.
+REVIEWED = ["rlhf.py:tiny", "rlhf.py:dpo,tiny"]
+
+
+def run(recipe, folder, *more):
+    command = ["experiments.run", f"--config=configs/{recipe}", f"--workdir={folder}"]
+    return subprocess.run(
+        [sys.executable, "-m", *command, "--run_name=r", *more],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
     )
+
+
+def check(found, folder):
     assert found.returncode == 0, found.stderr
-    summary = json.loads((tmp_path / "runs/r/summary.json").read_text())
+    summary = json.loads((folder / "runs/r/summary.json").read_text())
     assert summary["complete"]
     base, *rounds = summary["rounds"]
     learnt = [{"train", "reward"} & done["stages"].keys() for done in rounds]
     assert rounds and all(learnt), "something was learnt from"
     assert rounds[-1]["evals"].keys() >= base["evals"].keys()
     assert any(rounds[-1]["evals"][name] != value for name, value in base["evals"].items())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_ends_with_a_result(recipe, tmp_path):
+    check(run(recipe, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("recipe", REVIEWED)
+def test_a_recipe_waits_for_people_and_ends_with_a_result(recipe, tmp_path):
+    review = tmp_path / "review.jsonl"
+    given = f"--config.judge.review={review}"
+    waiting = run(recipe, tmp_path, given)
+    assert waiting.returncode == 1 and "Trace" not in waiting.stderr
+    assert f"wait for a verdict in '{review}'" in waiting.stderr
+    rows = [json.loads(line) for line in review.read_text().splitlines()]
+    said = [row | {"better": "a" if len(row["a"]) < len(row["b"]) else "b"} for row in rows]
+    review.write_text("".join(json.dumps(row) + "\n" for row in said))
+    check(run(recipe, tmp_path, given), tmp_path)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from karploop.config import JudgeConfig, JudgingConfig
+from karploop.config import MODELS, TALLIES, JudgeConfig, JudgingConfig
 from karploop.data.tasks import get_task
 from karploop.errors import RunFailed, UserError
 from karploop.judging import equivalence, math_process
@@ -217,10 +217,12 @@ def test_what_an_ensemble_is_worth_is_measured_without_gold_and_votes():
     assert make_judge(JudgeConfig(name="rubric"), 0).by_itself.name == "rubric"
 
 
-@pytest.mark.parametrize("member", ["verifier@large", "vote@large", "person@large"])
+@pytest.mark.parametrize(
+    "member", ["verifier@large", "vote@large", "person@large", "simulated_annotators@large"]
+)
 def test_who_asks_nobody_has_no_role(member):
     with pytest.raises(UserError, match=f"'{member}': '{member[:-6]}' asks no role"):
-        read_members(f"rubric, {member}", ("rubric", "verifier", "vote", "person"))
+        read_members(f"rubric, {member}", (*MODELS, *TALLIES))
 
 
 def test_they_need_no_model_that_reads_questions():

@@ -10,7 +10,8 @@ What holds of all of them:
   is nothing to learn; and they are never rejected, because a judge that rates whole answers says
   nothing of a part of one, and its length would decide what is learnt from it.
 - With a selection, only rows that the filter kept are chosen; any row may be rejected.
-- Pairs are in the order of the prompts among the samples, of a prompt by falling margin.
+- Pairs are in the order of the prompts among the samples, of a prompt by falling margin. Where
+  their number is limited, the first ones stay.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def preferences(
         least = max(_ROUNDING, config.margin - _ROUNDING)
         apart = sorted((p for p in pairs if leads[p] > least), key=lambda pair: -leads[pair])
         found += apart[: config.per_prompt or None]
-    return _record(samples, score_S, found)
+    return _record(samples, score_S, found[: config.count or None])
 
 
 def _record(samples: Samples, score_S: np.ndarray, pairs: Sequence[Pair]) -> Pairs:

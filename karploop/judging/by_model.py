@@ -29,7 +29,7 @@ def judge_by_model(
     """Writes `verdicts.parquet` (Opinions), aligned with the members' samples laid end to end.
 
     The completions of a prompt are judged together, whoever wrote them. Those that did not end are
-    dropped by every filter; nobody is asked about them.
+    dropped by every filter; nobody is asked about them. People are waited for (RunFailed).
 
     Args:
       name: of the judge, with a hash of what decides its verdicts.
@@ -49,6 +49,7 @@ def judge_by_model(
         )
         for prompt, rows in rows_of.items()
     ]
+    judge.wait(groups, ranking, seed)
     roles = load(context.inputs)
     others = to_record(name, [Opinion(None, "did not end")])
     places, parts = np.zeros(len(samples), np.int64), []  # of each sample's row among the parts

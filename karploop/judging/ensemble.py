@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from karploop.config import TALLIES
+from karploop.config import SIMULATED, TALLIES
 from karploop.errors import UserError
 from karploop.judging.opinion import Opinion, total
 from karploop.schema import nearest
 
-ASK_NOBODY = ("person", "random", *TALLIES)
+ASK_NOBODY = ("person", SIMULATED, "random", *TALLIES)
 
 
 @dataclass(frozen=True)

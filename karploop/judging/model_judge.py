@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from karploop.chains.rendering import (
     read_lines,
     read_text,
 )
-from karploop.config import MODELS, TALLIES, JudgeConfig
+from karploop.config import GOLD, MODELS, SIMULATED, TALLIES, JudgeConfig
 from karploop.data.tasks import Task
 from karploop.errors import UserError
 from karploop.judging.chance import chance
@@ -23,10 +24,11 @@ from karploop.judging.ensemble import Member, calibrated, combine, read_members
 from karploop.judging.equivalence import Mathematics, identity
 from karploop.judging.opinion import TEMPLATES, Opinion, Pair, Place, Reply
 from karploop.judging.pairwise import pairwise
-from karploop.judging.person import Review
+from karploop.judging.person import COMPARE, Review, wait
 from karploop.judging.ranking import Group, rank
 from karploop.judging.reading import Reading
 from karploop.judging.rubric import read_criteria, rubric
+from karploop.judging.simulated_annotators import Annotators
 from karploop.judging.verifier import verified
 from karploop.judging.vote import poll
 
@@ -38,7 +40,8 @@ _DECIDE = {  # by judge, the keys that do, besides those of reasons
     "constitution": ("principles", "clamp"),
     "debate": ("turns", "max_new_tokens"),
     "reward": (),
-    "person": (),
+    "person": ("people",),
+    SIMULATED: ("people", "annotators", "error"),
     "random": (),
     "ensemble": ("members", "combine"),
     "verifier": (),
@@ -56,6 +59,7 @@ class ModelJudge:
       seats: names of the roles that it asks, and for what: text, probabilities, or reward.
       settings: what decides its verdicts, of the config's keys.
       files: the texts that decide them, by name.
+      expect: of people, see `wait`.
     """
 
     name: str
@@ -66,6 +70,7 @@ class ModelJudge:
     compare: Callable[[Sequence[Pair], Sequence[Place], Roles], list[Opinion]] | None = None
     count: Callable[[Sequence[Group]], list[list[Opinion]]] | None = None
     members: Sequence[tuple[Member, ModelJudge]] = ()
+    expect: Callable[[Sequence[Group], str, int], None] | None = None
     how: str = "mean"
 
     @property
@@ -81,14 +86,23 @@ class ModelJudge:
     def by_itself(self) -> ModelJudge | None:
         """What is left without gold and without votes; None: nothing that decides.
 
-        A verifier is right whatever it is shown, and votes tell nothing of two texts.
+        Who sees gold is right whatever it is shown, votes tell nothing of two texts, and people
+        are shown no other texts than a round's samples.
         """
-        if self.name in TALLIES:
+        if self.name in (*TALLIES, *GOLD) or self.expect:
             return None
         if not self.members:
             return self
         left = [(member, judge) for member, judge in self.members if judge.by_itself]
         return replace(self, members=left) if any(m.weight for m, _ in left) else None
+
+    def wait(self, groups: Sequence[Group], method: str, seed: int) -> None:
+        """Raises RunFailed where people are asked and have not said all that is wanted for
+        `judge`, with the same arguments; what they are to say is written for them then."""
+        for _, judge in self.members:
+            judge.wait(groups, method, seed)
+        if self.expect:
+            self.expect([replace(g, met={}) for g in groups], method, seed)
 
     def judge(
         self, groups: Sequence[Group], roles: Roles, method: str, seed: int
@@ -136,11 +150,7 @@ def make_judge(
     seat = seat or config.role
     settings = {key: value for key, value in asdict(config).items() if key in _DECIDE[config.name]}
     if config.name == "person":
-        review = Review.read(config.review)
-        return ModelJudge(
-            "person", {}, settings, {"review": repr(sorted(review.said.items()))},
-            rate=lambda replies, _: review.rate(replies),
-        )  # fmt: skip
+        return _person(config, settings, in_loop=task is not None)
     if config.name == "random":
         return ModelJudge(
             "random", {}, settings, {},
@@ -154,8 +164,15 @@ def make_judge(
         )  # fmt: skip
     if config.name == "ensemble":
         return _ensemble(config, seed, settings, task)
+    if config.name in GOLD and task is None:
+        raise UserError(
+            f"the judge '{config.name}' reads the gold answers of a task, and the rows of a file "
+            "belong to none: leave it out"
+        )
     if config.name == "verifier":
         return _verifier(settings, task)
+    if config.name == SIMULATED:
+        return _simulated(config, seed, settings, task)
     if config.name == "vote":
         return _vote(config, settings, task)
     if config.rationale:
@@ -173,15 +190,35 @@ def make_judge(
     return _ASKING[config.name](config, seed, seat, templates, common)
 
 
-def _verifier(settings: Mapping[str, Any], task: Task | None) -> ModelJudge:
-    if task is None:
-        raise UserError(
-            "the judge 'verifier' reads the gold answers of a task, and the rows of a file belong "
-            "to none: leave it out"
-        )
+def _person(config: JudgeConfig, settings: Mapping[str, Any], in_loop: bool) -> ModelJudge:
+    by_pair = config.people == COMPARE
+    review = Review.read(config.review, config.people, to_come=in_loop)
+    return ModelJudge(
+        # What gold labels said in the place of people is not called theirs.
+        f"person+{SIMULATED}" if review.simulated else "person",
+        {}, settings, {"review": repr(sorted(review.said.items()))},
+        rate=None if by_pair else lambda replies, _: review.rate(replies),
+        compare=(lambda pairs, *_: review.compare(pairs)) if by_pair else None,
+        expect=functools.partial(wait, config.review, config.people, review),
+    )  # fmt: skip
+
+
+def _verifier(settings: Mapping[str, Any], task: Task) -> ModelJudge:
     return ModelJudge(
         "verifier", {}, {**settings, "task": task.identity}, {},
         rate=lambda replies, _: verified(replies, task),
+    )  # fmt: skip
+
+
+def _simulated(
+    config: JudgeConfig, seed: int, settings: Mapping[str, Any], task: Task
+) -> ModelJudge:
+    annotators = Annotators(task, config.annotators, config.error, seed)
+    by_pair = config.people == "compare"
+    return ModelJudge(
+        SIMULATED, {}, {**settings, "task": task.identity}, {},
+        rate=None if by_pair else lambda replies, _: annotators.rate(replies),
+        compare=(lambda pairs, *_: annotators.compare(pairs)) if by_pair else None,
     )  # fmt: skip
 
 
@@ -216,7 +253,7 @@ def _ensemble(
     seats = {seat for judge in judges for seat in judge.seats}
     return ModelJudge(
         # Who reads gold says so by its name, also among others.
-        "ensemble+verifier" if any(j.name == "verifier" for j in judges) else "ensemble",
+        "+".join(["ensemble", *(n for n in GOLD if any(n in judge.name for judge in judges))]),
         {
             seat: tuple(dict.fromkeys(w for judge in judges for w in judge.seats.get(seat, ())))
             for seat in sorted(seats)

@@ -130,6 +130,15 @@ class Task(ABC):
         """
         return self.verify(prompt, completion), ""
 
+    def worth(self, prompt: str, completion: str) -> float | None:
+        """How good a completion is by gold, 0 … 1; None where the scorer broke down on it.
+
+        Override it where there is more between right and wrong. Of all judges, it is asked by
+        `simulated_annotators` alone.
+        """
+        right, _ = self.verdict(prompt, completion)
+        return None if right is None else float(right)
+
     def measures(self, prompt: str, completion: str) -> Mapping[str, float]:
         """What else is to be known of a completion, by name, such as how rude it is.
 
