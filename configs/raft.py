@@ -14,29 +14,29 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c = ConfigDict(
         dict(
             name="raft",
-            rounds=3,
-            task=dict(name="interleaved_addition", seed_difficulty=4, seed_problems=4000),
-            model=dict(layers=2, width=64, heads=4, head_width=16, mlp_width=256),
-            warmup=dict(steps=1500, optimizer=dict(muon, learning_rate=3e-3, decay=0.4), **shape),
-            train=dict(
-                shape,
-                mixing="union",
-                steps=800,
-                optimizer=dict(muon, learning_rate=1e-3, decay=0.6),
+            rounds=2,
+            task=dict(name="scratchpad_addition", seed_difficulty=4, seed_problems=300),
+            model=dict(layers=2, width=64, heads=4, head_width=16, mlp_width=256, positions="rope"),
+            warmup=dict(
+                steps=600,
+                optimizer=dict(muon, learning_rate=6e-3, warmup=0.033, decay=0.4),
+                **shape,
             ),
-            generate=dict(prompts=4096, samples=4, difficulty_step=0, spread=4),
+            train=dict(steps=300, optimizer=dict(muon, learning_rate=3e-3, decay=0.6), **shape),
+            generate=dict(prompts=2048, samples=4, difficulty_step=0, spread=4),
             judge=dict(name="verifier"),
             filter=dict(name="chain(threshold, best)", threshold=1.0),
             regime=dict(data="replace", seed_share=0.0),
-            evaluate=dict(difficulties=(1, 2, 3, 4)),
+            evaluate=dict(problems=100, difficulties=(1, 2, 3, 4)),
         )
     )
     if arg not in (None, "tiny"):
         raise ValueError("the only argument is 'tiny'")
     if arg == "tiny":
-        c.rounds, c.task.seed_difficulty = 1, 1
+        c.rounds = 1
+        c.task.update(seed_difficulty=1, seed_problems=50)
         c.warmup.steps = 150
         c.train.steps = 20
-        c.generate.prompts, c.generate.spread = 32, 1
-        c.evaluate = dict(problems=32, difficulties=(1,))
+        c.generate.update(prompts=32, spread=1)
+        c.evaluate.update(problems=32, difficulties=(1,))
     return c

@@ -15,22 +15,28 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dict(
             name="rft",
             rounds=1,
-            task=dict(name="interleaved_addition", seed_difficulty=4, seed_problems=4000),
-            model=dict(layers=2, width=64, heads=4, head_width=16, mlp_width=256),
-            warmup=dict(steps=1500, optimizer=dict(muon, learning_rate=3e-3, decay=0.4), **shape),
-            train=dict(steps=900, optimizer=dict(muon, learning_rate=1.5e-3, decay=0.6), **shape),
-            generate=dict(prompts=4000, samples=16, difficulty_step=0, spread=4),
+            task=dict(name="scratchpad_addition", seed_difficulty=4, seed_problems=300),
+            model=dict(layers=2, width=64, heads=4, head_width=16, mlp_width=256, positions="rope"),
+            warmup=dict(
+                steps=600,
+                optimizer=dict(muon, learning_rate=6e-3, warmup=0.033, decay=0.4),
+                **shape,
+            ),
+            train=dict(steps=600, optimizer=dict(muon, learning_rate=6e-3, decay=0.4), **shape),
+            generate=dict(prompts=2048, samples=4, difficulty_step=0, spread=4),
             filter=dict(name="chain(verifier, duplicates)"),
-            regime=dict(start="base"),
-            evaluate=dict(difficulties=(1, 2, 3, 4)),
+            # Labelled rows and kept ones together, from where the base began.
+            regime=dict(start="scratch"),
+            evaluate=dict(problems=100, difficulties=(1, 2, 3, 4)),
         )
     )
     if arg not in (None, "tiny"):
         raise ValueError("the only argument is 'tiny'")
     if arg == "tiny":
-        c.rounds, c.task.seed_difficulty = 1, 1
+        c.rounds = 1
+        c.task.update(seed_difficulty=1, seed_problems=50)
         c.warmup.steps = 150
         c.train.steps = 20
-        c.generate.prompts, c.generate.spread = 32, 1
-        c.evaluate = dict(problems=32, difficulties=(1,))
+        c.generate.update(prompts=32, spread=1)
+        c.evaluate.update(problems=32, difficulties=(1,))
     return c

@@ -119,6 +119,11 @@ CONFIGS = {
     "gemma3_270m": "",
     "zipf": "",
     "star": "rationalise,tiny",
+    "rest_em": "tiny",
+    "raft": "tiny",
+    "rft": "tiny",
+    "spin": "tiny",
+    "distill": "on_policy,tiny",
     "constitutional": "dpo,tiny",
 }
 

@@ -12,6 +12,8 @@ from processes import LIMIT_SECONDS, ROOT
 RECIPES = [
     *("star.py:tiny", "star.py:rationalise,tiny"),
     *("constitutional.py:tiny", "constitutional.py:dpo,tiny"),
+    *("rest_em.py:tiny", "raft.py:tiny", "rft.py:tiny", "spin.py:tiny"),
+    *("distill.py:tiny", "distill.py:on_policy,tiny"),
 ]
 
 
