@@ -58,8 +58,10 @@ def _shrink(c: ConfigDict) -> None:
         c.roles.teacher = dict(weights="base")  # nothing better is at hand
     c.model.alphabet = "ascii"  # which such a teacher has to read
     c.task.update(seed_difficulty=1, seed_problems=50)
-    c.warmup.steps = 150
-    c.train.steps = 20
-    c.generate.update(prompts=32, temperature=1.0, spread=1)
+    c.model.update(layers=1, width=32, heads=2, mlp_width=64)
+    for stage in (c.warmup, c.train):
+        stage.update(rows=8, row_length=32)
+    c.warmup.steps, c.train.steps = 120, 10
+    c.generate.update(batch=32, prompts=32, temperature=1.0, spread=1)
     c.judge.batch = 32
-    c.evaluate.update(problems=32, difficulties=(1,))
+    c.evaluate.update(problems=32, difficulties=(1,), batch=32)

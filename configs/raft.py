@@ -35,8 +35,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg == "tiny":
         c.rounds = 1
         c.task.update(seed_difficulty=1, seed_problems=50)
-        c.warmup.steps = 150
-        c.train.steps = 20
-        c.generate.update(prompts=32, spread=1)
-        c.evaluate.update(problems=32, difficulties=(1,))
+        c.model.update(layers=1, width=32, heads=2, mlp_width=64)
+        for stage in (c.warmup, c.train):
+            stage.update(rows=8, row_length=32)
+        c.warmup.steps, c.train.steps = 120, 10
+        c.generate.update(batch=32, prompts=32, spread=1)
+        c.filter.on_empty = "train"
+        c.evaluate.update(problems=32, difficulties=(1,), batch=32)
     return c

@@ -17,13 +17,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
             rounds=2,
             task=dict(name="scratchpad_addition", seed_difficulty=4, seed_problems=4000),
             model=dict(layers=2, width=64, heads=4, head_width=16, mlp_width=256, positions="rope"),
+            # Not long enough for the labelled rows to be known by heart: what is said of them is
+            # wrong often enough to be told from gold.
             warmup=dict(
                 steps=200,
                 optimizer=dict(muon, learning_rate=6e-3, warmup=0.033, decay=0.4),
                 **shape,
             ),
-            # Not long enough for the labelled rows to be known by heart: what is said of them is
-            # wrong often enough to be told from gold.
             train=dict(steps=60, optimizer=dict(muon, learning_rate=1.5e-4, decay=0.6), **shape),
             generate=dict(problems="labelled", prompts=1024, difficulty_step=0),
             filter=dict(name="none"),
@@ -38,8 +38,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg == "tiny":
         c.rounds = 1
         c.task.update(seed_difficulty=1, seed_problems=50)
-        c.warmup.steps = 150
-        c.train.steps = 20
-        c.generate.update(prompts=32)
-        c.evaluate.update(problems=32, difficulties=(1,))
+        c.model.update(layers=1, width=32, heads=2, mlp_width=64)
+        for stage in (c.warmup, c.train):
+            stage.update(rows=8, row_length=32)
+        c.warmup.steps, c.train.steps = 120, 10
+        c.generate.update(batch=32, prompts=32)
+        c.evaluate.update(problems=32, difficulties=(1,), batch=32)
     return c
