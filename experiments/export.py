@@ -3,9 +3,11 @@
 python -m experiments.export --workdir=DIR --run=R --output=FOLDER [--round=K] [--adapter]
     [--dtype=bfloat16]
 
-For runs that started from a published model (`--config.roles.policy.path`). The folder gets
-safetensors, config.json, the tokenizer's files and a model card (README.md) that says what the
-model was made from and how it was measured. With --adapter it is a PEFT adapter for the base.
+The folder gets safetensors, config.json, the tokenizer's files and a model card (README.md) that
+says what the model was made from and how it was measured. A model that was trained from scratch
+reads characters, and is written where a family of transformers is built like it (llama is, with
+positions=rope and activation=swiglu). With --adapter it is a PEFT adapter for the published model
+that the run started from (`--config.roles.policy.path`).
 """
 
 from absl import flags

@@ -8,15 +8,20 @@ import pathlib
 from typing import Any
 
 from karploop.catalogue import TRAINED, Catalogue, Name, Run, read_catalogue
+from karploop.config import Config
+from karploop.data.characters import ends, save_characters
+from karploop.data.tasks import get_task
 from karploop.errors import UserError
 from karploop.files import whole_folder
 from karploop.mesh import make_mesh
 from karploop.models.checkpoint import load_params, save_checkpoint
 from karploop.models.peft import save_peft
 from karploop.models.weights import ADAPTER, Weights, params_file, params_sha256
+from karploop.policy import make_policy
 from karploop.reporting.model_card import model_card
 from karploop.resolve import resolve
 from karploop.roles.local import LocalModel
+from karploop.roles.on_mesh import Speaker
 from karploop.schema import nearest
 from karploop.stages import Artifact
 from karploop.store import Store
@@ -43,8 +48,9 @@ def export(
       dtype: of a merged model's weights, float32 or bfloat16.
 
     Raises:
-      UserError: no such run or round; a run that started from no published model, or whose model
-        has changed since; parameters that were collected; or `output` is in use.
+      UserError: no such run or round; a published model that has changed since the run started
+        from it; a model from scratch that no family of transformers is built like, or an adapter
+        for one; parameters that were collected; or `output` is in use.
     """
     target = pathlib.Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -54,42 +60,57 @@ def export(
     chosen = _find_run(catalogue, run)
     config = resolve(chosen.config, {})
     last, name = _find_round(chosen, round)
-    if not config.policy.path:
-        raise UserError(
-            f"the run '{chosen.name}' trained a model from scratch on characters, which no library "
-            "loads: there is something to export where 'config.roles.policy.path' names a model"
-        )
-    role = LocalModel.describe(config.policy.path)
+    role = LocalModel.describe(config.policy.path) if config.policy.path else None
+    model = role or _from_scratch(config, chosen.name, adapter)
     artifact = _artifact(catalogue, name)
-    source = _check_unchanged(artifact, role)
+    files = _check_unchanged(artifact, role) if role else {}
     if adapter and params_file(artifact.manifest) != ADAPTER:
         raise UserError(
             f"round {last} of '{chosen.name}' has no adapter, it trained everything or nothing: "
             "leave --adapter out"
         )
-    mesh = make_mesh(config.mesh)
-    source_of = functools.partial(load_params, role.checkpoint)
-    weights = Weights(role.config, role.vocabulary, mesh, source_of)
+    source_of = functools.partial(load_params, role.checkpoint) if role else None
+    vocabulary = role.vocabulary if role else model.tokenizer.vocab_size
+    weights = Weights(model.config, vocabulary, make_mesh(config.mesh), source_of)
+    kept = role.checkpoint.config if role else ends(model.tokenizer)
     with whole_folder(target) as folder:
         if adapter:
             trained, lora = weights.read_adapter(artifact)
             save_peft(folder, trained, lora, weights, base=config.policy.path)
         else:
             params = weights.load(artifact)
-            save_checkpoint(folder, params, weights, dtype=dtype, config=role.checkpoint.config)
-        role.save_tokenizer(folder)
+            save_checkpoint(folder, params, weights, dtype=dtype, config=kept)
+        if role:
+            role.save_tokenizer(folder)
+        else:
+            save_characters(model.tokenizer, folder)
         card = model_card(
             config=chosen.config,
             summary=chosen.summary,
             environment=_read(store, chosen.name, "environment.json"),
             round=last,
             base=config.policy.path,
-            files=source,
+            files=files,
             params_sha256=params_sha256(artifact.manifest),
             adapter=adapter,
         )
         (folder / CARD).write_text(card, encoding="utf-8")
     return target
+
+
+def _from_scratch(config: Config, name: str, adapter: bool) -> Speaker:
+    """Raises UserError: there are several, or an adapter is wanted."""
+    if config.members > 1:
+        raise UserError(
+            f"the run '{name}' trained {config.members} models from scratch, and one is exported: "
+            "run it with 'config.members' of 1"
+        )
+    if adapter:
+        raise UserError(
+            f"the run '{name}' trained a model from scratch, and an adapter is for one that others "
+            "have: leave --adapter out"
+        )
+    return make_policy(config, get_task(config.task.name)).speaker
 
 
 def _find_run(catalogue: Catalogue, name: str | None) -> Run:

@@ -280,10 +280,10 @@ def _teacher(
     model = roles.model(TEACHER)
     if not model:
         return weights
-    own = policy.role.tokenizer if policy.role else None
+    own = policy.prompting.tokenizer
     rows = min(model.vocabulary, policy.vocabulary)  # where embeddings have some to spare
-    if not own or own.reachable_size > rows or own.tokens(rows) != model.tokenizer.tokens(rows):
-        known = f"the {own.vocab_size} of '{policy.role.path}'" if own else "characters"
+    if own.reachable_size > rows or own.tokens(rows) != model.tokenizer.tokens(rows):
+        known = f"the {own.vocab_size} of '{policy.role.path}'" if policy.role else "characters"
         raise UserError(
             f"'config.roles.teacher' reads the {model.tokenizer.vocab_size} tokens of "
             f"'{model.path}', and the policy {known}: take a teacher with the same tokens, or "

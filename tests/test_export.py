@@ -16,10 +16,16 @@ from published import compiled, run, sums  # noqa: E402
 from small_models import save_llama  # noqa: E402
 from small_tokenizers import CHATML  # noqa: E402
 
+from karploop import launch  # noqa: E402
 from karploop.catalogue import read_catalogue  # noqa: E402
+from karploop.config import MeshConfig  # noqa: E402
+from karploop.data.tasks import get_task  # noqa: E402
+from karploop.data.tokenizer import CharTokenizer  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
 from karploop.export import _artifact, export  # noqa: E402
+from karploop.mesh import make_mesh  # noqa: E402
 from karploop.models.peft import load_peft  # noqa: E402
+from karploop.resolve import resolve  # noqa: E402
 from karploop.retention import Policy as Retention  # noqa: E402
 from karploop.retention import execute, plan  # noqa: E402
 from karploop.roles.local import LocalModel  # noqa: E402
@@ -172,6 +178,67 @@ def test_a_collected_run_still_exports_what_was_kept(model, task, tmp_path):
     export(str(tmp_path), str(tmp_path / "last"))
     with pytest.raises(UserError, match="were collected"):
         export(str(tmp_path), str(tmp_path / "first"), round=0)
+
+
+def scratch(folder, **changes):
+    """A run of a model trained from scratch; the folder, for `export`."""
+    stage = dict(steps=3, rows=2, row_length=16)
+    settings = dict(
+        name="scratch",
+        rounds=0,
+        mesh=dict(data=1),
+        task=dict(name="reverse_addition", seed_difficulty=1, seed_problems=20),
+        model=dict(
+            layers=1, width=16, heads=2, head_width=8, mlp_width=32, max_length=16,
+            positions="rope", activation="swiglu",
+        ),
+        warmup=stage | dict(optimizer=dict(learning_rate=0.1)),
+        train=stage,
+        generate=dict(prompts=2, batch=2),
+        evaluate=dict(problems=2, difficulties=(1,), batch=2),
+    )  # fmt: skip
+    for name, value in changes.items():
+        settings[name] = settings[name] | value if isinstance(value, dict) else value
+    assert launch.launch(resolve(settings), str(folder), "run") == 0
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def from_scratch(tmp_path_factory):
+    return scratch(tmp_path_factory.mktemp("scratch"))
+
+
+def test_a_model_from_scratch_is_a_llama_that_reads_characters(from_scratch, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = export(from_scratch, str(tmp_path / "out"))
+    read = LocalModel.describe(str(folder))
+    weights, params = read.load(make_mesh(MeshConfig(data=1)))
+    catalogue = read_catalogue(Store(from_scratch))
+    (name,) = (name for name in catalogue.manifests if name[0] == "warmup")
+    trained = weights.load(_artifact(catalogue, name))
+    jax.tree.map(np.testing.assert_array_equal, params, trained)
+    own = CharTokenizer.for_tasks(get_task("reverse_addition"))
+    assert read.tokenizer.tokens(99) == own.tokens(99)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs("1+2=").input_ids == own.encode_prompt("1+2=")
+    said = json.loads((folder / "config.json").read_text())
+    assert (said["model_type"], said["bos_token_id"], said["eos_token_id"]) == ("llama", 1, 2)
+    card = (folder / "README.md").read_text()
+    assert "Trained from scratch" in card and "base_model" not in card
+
+
+def test_mistakes_with_models_from_scratch(from_scratch, tmp_path):
+    output = str(tmp_path / "out")
+    with pytest.raises(UserError, match="an adapter is for one that others have"):
+        export(from_scratch, output, adapter=True)
+    several = scratch(tmp_path / "several", members=2)
+    with pytest.raises(UserError, match="trained 2 models from scratch"):
+        export(several, output)
+    unlike = scratch(tmp_path / "unlike", model=dict(activation="gelu"))
+    with pytest.raises(UserError, match="no model family of transformers is built like"):
+        export(unlike, output)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command(workdir, tmp_path):

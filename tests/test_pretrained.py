@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 import small_tokenizers as small  # noqa: E402
 
+from karploop.data.characters import save_characters  # noqa: E402
 from karploop.data.pretrained import (  # noqa: E402
     PretrainedTokenizer,
     check_fits,
@@ -535,3 +536,19 @@ def test_conversations_that_teach_nothing():
         tokenizer.conversation(TALK[:1])
     with pytest.raises(UserError, match="message 0 is the assistant's"):
         tokenizer.conversation(TALK[1:3])
+
+
+@pytest.mark.parametrize("alphabet", [CharTokenizer.ascii().alphabet, "0123456789+=,:()"])
+def test_characters_as_a_file_are_the_same_tokens(alphabet, tmp_path):
+    own = CharTokenizer(alphabet)
+    save_characters(own, tmp_path)
+    read = load_tokenizer(tmp_path)
+    assert read.tokens(1000) == own.tokens(1000) and read.reachable_size == own.reachable_size
+    assert (read.pad_id, read.bos_id, read.stop_ids) == (own.pad_id, own.bos_id, own.stop_ids)
+    assert read.tokens(4) == own.tokens(4) != read.tokens(5)
+    for text in ["12+3=(15)", "=", "", *(["  <eos>\n ##a ' b\n\n"] if "a" in alphabet else [])]:
+        ids = own.encode_prompt(text)
+        assert read.encode(text) == own.encode(text) and read.encode_prompt(text) == ids
+        assert read.decode([*ids, own.eos_id, 5]) == text
+    with pytest.raises(UserError, match="no token for a part of '1é'"):
+        read.encode("1é")

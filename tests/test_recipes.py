@@ -13,6 +13,8 @@ RECIPES = [
     *("star.py:tiny", "star.py:rationalise,tiny"),
     *("constitutional.py:tiny", "constitutional.py:dpo,tiny"),
     *("self_rewarding.py:tiny", "rlaif.py:tiny", "d_rlaif.py:tiny"),
+    *("rest_em.py:tiny", "raft.py:tiny", "rft.py:tiny", "spin.py:tiny"),
+    *("distill.py:tiny", "distill.py:on_policy,tiny"),
 ]
 
 

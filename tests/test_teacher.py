@@ -21,11 +21,22 @@ from small_models import save_llama  # noqa: E402
 from small_tokenizers import sentence_piece  # noqa: E402
 
 from karploop import launch, loop  # noqa: E402
-from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig  # noqa: E402
+from karploop.config import (  # noqa: E402
+    MeshConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from karploop.data.characters import save_characters  # noqa: E402
 from karploop.data.prompting import PlainPrompting  # noqa: E402
+from karploop.data.tasks import get_task  # noqa: E402
+from karploop.data.tokenizer import CharTokenizer  # noqa: E402
 from karploop.errors import UserError  # noqa: E402
 from karploop.machinery import prepare  # noqa: E402
+from karploop.mesh import make_mesh  # noqa: E402
 from karploop.models import likelihood  # noqa: E402
+from karploop.models.checkpoint import save_checkpoint  # noqa: E402
 from karploop.models.weights import Weights  # noqa: E402
 from karploop.records import Episodes, Examples  # noqa: E402
 from karploop.reporting.progress import Progress  # noqa: E402
@@ -481,3 +492,30 @@ def test_a_teacher_with_other_tokens_is_refused_by_both_names(models, task):
     wide = {"roles__teacher": {"path": models["wide"]}, "objective__name": "gkd"}
     with pytest.raises(UserError, match="longer than the (model's )?context"):
         prepare(published(models, task, **wide, train__row_length=512))
+
+
+def of_characters(folder, characters):
+    """A Llama with random weights that reads them."""
+    folder.mkdir()
+    save_characters(characters, folder)
+    config = ModelConfig(
+        layers=1, width=24, heads=2, head_width=12, mlp_width=32, activation="swiglu",
+        positions="rope", max_length=32,
+    )  # fmt: skip
+    weights = Weights(config, characters.vocab_size, make_mesh(MeshConfig(data=1)))
+    params = jax.tree.map(lambda x: 3 * x, weights.init(jax.random.key(0)))  # far from uniform
+    save_checkpoint(folder, params, weights)
+    return str(folder)
+
+
+def test_a_student_from_scratch_is_taught_by_a_checkpoint_of_the_same_characters(tmp_path):
+    characters = CharTokenizer.for_tasks(get_task("reverse_addition"))
+    path = of_characters(tmp_path / "teacher", characters)
+    changes = {"rounds": 1, "roles": {"teacher": {"path": path}}}
+    assert launch.launch(resolve(SCRATCH | changes), str(tmp_path / "w"), "run") == 0
+    ((train, folder),) = stages_of(tmp_path / "w", "run", "train")
+    assert json.dumps(LocalModel.describe(path).files())[1:-1] in json.dumps(train.config)
+    assert (pq.read_table(folder / "steps.parquet")["loss"].to_numpy() > 0.01).all()
+    other = of_characters(tmp_path / "other", CharTokenizer(characters.alphabet[::-1]))
+    with pytest.raises(UserError, match="and the policy characters"):
+        prepare(resolve(SCRATCH | {"roles": {"teacher": {"path": other}}}))

@@ -326,6 +326,11 @@ class PretrainedTokenizer:
             return self._backend.encode(text, add_special_tokens=False).ids if text else []
         except (TypeError, UnicodeEncodeError):
             raise UserError(f"not Unicode text, half of a surrogate pair: {text[:80]!r}") from None
+        except Exception as error:  # the library has no class of its own for it
+            raise UserError(
+                f"this tokenizer has no token for a part of {text[:80]!r} ({error}): ask in the "
+                "characters that its model was trained on"
+            ) from error
 
 
 def load_tokenizer(
@@ -464,7 +469,8 @@ def _wrap(
         stops = tuple(dict.fromkeys([*stops, *chat.ends_turn()]))
         chat.stop_ids = stops
 
-    document = tokenizer("a")["input_ids"]
+    letters = [t for t in sorted(tokenizer.get_vocab()) if len(t) == 1 and t not in control]
+    document = tokenizer("a" if "a" in letters else (*letters, "a")[0])["input_ids"]
     bos = document[0] if len(document) > 1 and document[0] in control.values() else None
     pad = tokenizer.pad_token_id
     specials = _Specials(stops[0] if pad is None else pad, bos, stops[0], stops)

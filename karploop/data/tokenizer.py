@@ -79,6 +79,7 @@ class CharTokenizer:
     stop_ids: ClassVar[tuple[int, ...]] = (2,)
     has_template: ClassVar[bool] = False
     first_character_id: ClassVar[int] = 3
+    special: ClassVar[tuple[str, ...]] = ("<pad>", "<bos>", "<eos>")  # as files call ids 0, 1, 2
 
     def __post_init__(self) -> None:
         if not self.alphabet:
@@ -115,6 +116,15 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         """Number of ids, the three special ones included."""
         return self.first_character_id + len(self.alphabet)
+
+    @property
+    def reachable_size(self) -> int:
+        """Rows that an embedding needs: every id can occur."""
+        return self.vocab_size
+
+    def tokens(self, below: int) -> dict[str, int]:
+        """The ids below `below` by their tokens, special ones included."""
+        return {t: i for i, t in enumerate([*self.special, *self.alphabet]) if i < below}
 
     @cached_property
     def identity(self) -> str:

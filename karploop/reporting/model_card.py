@@ -39,7 +39,7 @@ def model_card(
     Args:
       config, summary, environment: the run's files of these names.
       round: the last round that went into the model; −1 for the base.
-      base: what the run started from, as the config names it.
+      base: what the run started from, as the config names it; empty: trained from scratch.
       files: SHA-256 of the base's files.
       params_sha256: of the file of parameters or adapter in the run's store.
       adapter: whether this is an adapter for the base, or a whole model.
@@ -53,7 +53,7 @@ def model_card(
     front = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "base_model": base,
+        **({"base_model": base} if base else {}),
         "tags": ["karploop", "self-improvement"],
     }
     sections = [
@@ -62,10 +62,9 @@ def model_card(
         + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
         + "\n---",
         f"# {escape_markdown(str(config['name']))}, round {round_label(round)}",
-        f"{'An adapter for' if adapter else 'Made from'} `{_code(base)}` by a self-improvement "
-        f"loop: the model answers problems of `{_code(task['name'])}`, the filter "
-        f"`{_code(kept['name'])}` chooses among its answers, and it is trained on those ({how}, "
-        f"{train['steps']} steps a round).",
+        f"{_made(base, adapter)} by a self-improvement loop: the model answers problems of "
+        f"`{_code(task['name'])}`, the filter `{_code(kept['name'])}` chooses among its answers, "
+        f"and it is trained on those ({how}, {train['steps']} steps a round).",
         *([_HINTS] if any(c["generate"].get("rationalise") for c in begun.values()) else []),
         *([_changes(begun, config)] if len(begun) > 1 else []),
         *([f"Not a result: {_code(summary['diagnostic'])}."] if "diagnostic" in summary else []),
@@ -76,12 +75,21 @@ def model_card(
         "## How to make it again",
         f"```\n{_fenced(environment.get('command') or 'not recorded')}\n```",
         _origin(environment, params_sha256),
-        "The base's files:",
-        "\n".join(f"- `{_code(name)}`, SHA-256 `{sha}`" for name, sha in sorted(files.items())),
+        *(["The base's files:", _listed(files)] if files else []),
         "The resolved config:",
         f"```json\n{_fenced(json.dumps(config, indent=1))}\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _made(base: str, adapter: bool) -> str:
+    if not base:
+        return "Trained from scratch on labelled problems, a token a character, and then"
+    return f"{'An adapter for' if adapter else 'Made from'} `{_code(base)}`"
+
+
+def _listed(files: Mapping[str, str]) -> str:
+    return "\n".join(f"- `{_code(name)}`, SHA-256 `{sha}`" for name, sha in sorted(files.items()))
 
 
 def _changes(begun: Mapping[int, Any], config: Mapping[str, Any]) -> str:
