@@ -53,7 +53,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("chat", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_nothing_is_lost_doubled_or_misaligned(serve, ledger, chat):
     """10,000 calls in all, of which a fifth of the attempts fail in one of eight ways."""
     server = serve(faults=FAULTS)

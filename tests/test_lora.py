@@ -254,7 +254,7 @@ def test_the_base_gets_no_gradient(make_weights, make_params, batches):
     assert products(merge) > 0 and products(attach) == 0
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_eight_devices_train_as_one(make_weights, make_params, batches, scan):
     """And scanned as unrolled: losses, adapter and shardings after some steps."""
     config, lora_config = OptimizerConfig(), LoraConfig(rank=3)

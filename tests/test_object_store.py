@@ -345,6 +345,7 @@ def outcome(root: epath.Path, folder: pathlib.Path) -> Outcome:
     return Outcome.of(folder)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_and_in_sampling_moves_to_other_machines(
     bucket, reference, tmp_path
 ):

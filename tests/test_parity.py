@@ -105,6 +105,7 @@ CASES = {
         ),
     ),
 }
+REPRESENTATIVE = ("llama3", "gemma3")  # where all are too many to wait for
 
 
 def make_reference(case: str):
@@ -274,6 +275,14 @@ def test_greedy_decoding_with_the_cache(pair):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [
+        case if case in REPRESENTATIVE else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+    indirect=True,
+)
 def test_scanned_layers_and_recomputation_change_nothing(pair):
     _, weights, params, folder = pair
     batch = make_batch("left")

@@ -174,6 +174,7 @@ def test_without_seed_problems_only_what_was_kept_is_trained_on(model, task, tmp
     assert set(rows["source"]) == {summary["rounds"][1]["stages"]["generate"]}
 
 
+@pytest.mark.slow
 def test_problems_without_answers_are_sampled_and_trained_on(model, tmp_path):
     path = tmp_path / "open.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(60)))
@@ -211,6 +212,7 @@ def test_a_changed_checkpoint_is_another_base(model, task, tmp_path):
     assert other["params_sha256"] != same["params_sha256"]
 
 
+@pytest.mark.slow
 def test_prompts_that_repeat_held_out_ones_in_other_words_are_dropped(model, tmp_path):
     """The split goes by letters; the same words with other marks are caught behind it."""
     sums = [f"{a} + {b}" for a in range(9) for b in range(9)]

@@ -10,16 +10,16 @@ from processes import LIMIT_SECONDS, ROOT
 
 # Config and the argument under which it is small.
 RECIPES = [
-    *("star.py:tiny", "star.py:rationalise,tiny"),
-    *("constitutional.py:tiny", "constitutional.py:dpo,tiny"),
+    *("star.py:tiny", "constitutional.py:tiny", "distill.py:tiny"),
     *("self_rewarding.py:tiny", "rlaif.py:tiny", "d_rlaif.py:tiny"),
     *("rest_em.py:tiny", "raft.py:tiny", "rft.py:tiny", "spin.py:tiny"),
-    *("distill.py:tiny", "distill.py:on_policy,tiny"),
 ]
-
-
+VARIANTS = [
+    pytest.param(f"{recipe},tiny", marks=pytest.mark.slow)
+    for recipe in ("star.py:rationalise", "constitutional.py:dpo", "distill.py:on_policy")
+]
 # Those whose verdicts people give, while the run waits.
-REVIEWED = ["rlhf.py:tiny", "rlhf.py:dpo,tiny"]
+REVIEWED = ["rlhf.py:tiny", pytest.param("rlhf.py:dpo,tiny", marks=pytest.mark.slow)]
 
 
 def run(recipe, folder, *more):
@@ -45,7 +45,7 @@ def check(found, folder):
     assert any(rounds[-1]["evals"][name] != value for name, value in base["evals"].items())
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, *VARIANTS])
 def test_a_recipe_ends_with_a_result(recipe, tmp_path):
     check(run(recipe, tmp_path), tmp_path)
 

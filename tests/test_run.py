@@ -126,7 +126,11 @@ def test_a_missing_config_file_is_a_mistake(tmp_path):
 
 @pytest.mark.parametrize(
     ("decision", "rounds", "trained"),
-    [("stop", 2, False), ("skip", 3, False), ("train", 3, True)],
+    [
+        ("stop", 2, False),
+        pytest.param("skip", 3, False, marks=pytest.mark.slow),
+        ("train", 3, True),
+    ],
 )
 def test_a_filter_that_keeps_nothing_stops_skips_or_trains_on_earlier_data(
     tmp_path, decision, rounds, trained
