@@ -1,8 +1,31 @@
 """AI feedback as the reward itself, without a reward model (d-RLAIF, arXiv 2309.00267).
 
-python -m experiments.run --config=configs/d_rlaif.py
+    python -m experiments.run --config=configs/d_rlaif.py
 
+A decoder of 160,000 parameters learns from labelled rows to answer requests, useful replies that
+break each of three principles half of the time, and to rate a reply from 1, which breaks them all,
+to 4 (`karploop/data/tasks/manners.py`). Each of four rounds the policy writes eight replies to 128
+new requests, the base rates each, and the policy learns by the ratings (policy gradient), held to
+the base by a divergence in the loss. As in the paper, a rating is the expectation over the marks,
+from their probabilities, moved to 0 … 1. No stage counts faults: `manners/1/violations`, principles
+broken a reply on held-out requests, is measured beside.
 
+With seed 0, on 128 of them and one draw of two replies each:
+
+                              base   round 1   3      3, `random`
+    violations a reply        1.54   0.95      0.44   1.50
+    useful replies, %         96     93        95     93    (greedy: 98, 98, 100, 98)
+    right revisions, %        69     66        56     70    (greedy)
+
+The argument `random` is the control, in which scores are drawn and nobody judges. The base rates
+all held-out replies rightly. Replies do not become empty.
+
+Unlike in the paper, who judges is no larger than who learns, marks go to 4 and not to 10, and
+samples are compared with others of their prompt (RLOO), without a value model. A judge that
+compares (`judge.name=constitution`) would give a sample the mean probability to beat the other
+texts of its prompt, by up to 28 pairs for 8 samples, each in both orders and by each principle.
+
+`tiny` runs the same code in seconds and learns nothing. Some minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,35 @@
-"""Reinforcement learning from AI feedback (arXiv 2309.00267), scaled down.
+"""Reinforcement learning from AI feedback (RLAIF, arXiv 2309.00267), on a small world.
 
-python -m experiments.run --config=configs/rlaif.py
+    python -m experiments.run --config=configs/rlaif.py
 
+A decoder of 160,000 parameters learns from labelled rows to answer requests, useful replies that
+break each of three principles half of the time, and to say which of two replies keeps a principle
+(`karploop/data/tasks/manners.py`). Then
 
+  round 0     of two replies the base says, in both orders, which agrees more with the principles,
+              and a reward model learns what it says
+  rounds 1–3  the policy learns from its samples by their rewards (policy gradient), and is held to
+              the base by a divergence in the loss
+
+No stage counts faults: `manners/1/violations`, principles broken a reply on held-out requests, is
+measured beside. With seed 0, on 128 of them and one draw of two replies each:
+
+                              base   round 1   3
+    violations a reply        1.53   1.20      0.76
+    … shouts                  0.56             0.45
+    useful replies, %         98     98        95    (greedy: 99, 100, 100)
+    right revisions, %        81     81        64    (greedy)
+
+The argument `random` is the control, in which scores are drawn and nobody judges. With smaller
+steps and a round less (`--config.phases.1.train.optimizer.learning_rate=2e-4 --config.rounds=3`)
+it ends at 1.59 violations, and the recipe at 0.89; useful are 96 and 97%. What is left is the
+reward model's: it hardly sees a shout, and rewards some. Replies do not become empty.
+
+Unlike in the paper, who judges is no larger than who learns, the reward model learns which reply
+the judge prefers and not how sure it was (a soft label), and samples are compared with others of
+their prompt (RLOO), without a value model.
+
+`tiny` runs the same code in seconds and learns nothing. Some minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

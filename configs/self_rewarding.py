@@ -15,15 +15,15 @@ With seed 0, on 128 held-out requests and one draw of two replies each:
                               base   round 0   1      2
     violations a reply        1.53   0.65      0.12   0.02
     useful replies, %         98     97        96     92    (greedy: 99, 99, 98, 98)
-    right of comparisons, %   85     83        83     84    (greedy)
+    right of comparisons, %   85     83        83     84    (greedy; either is right of some)
     right revisions, %        81     74        40     31    (greedy)
 
 The argument `random` is the control, in which scores are drawn and nobody judges: 1.25 violations
-after three rounds, 93% useful. So what falls is due to the judge, and most of what usefulness loses
-is not. Replies do not become empty. The price is paid by a skill that is no longer practised:
-asked for a revision, the policy now writes it without any fault, also where it was to remove one.
-Without the likelihood of the better reply in the loss (`--config.objective.sft=0`) usefulness is
-69% after the last round, when few pairs are left that differ by what the judge knows.
+after three rounds, 93% useful. So most of what violations lose is due to the judge, and most of what
+usefulness loses is not. Replies do not become empty. The price is paid by a skill that is no longer
+practised, to revise a reply. Without the likelihood of the better reply in the loss
+(`--config.objective.sft=0`) usefulness is 69% after the last round, when few pairs are left that
+differ by what the judge knows.
 
 Unlike the paper's, the judge does not get better with the rounds, and hardly worse: it compares
 pairs by the probability of a letter, where the paper's writes reasons and a mark of 0 … 5, and
