@@ -19,8 +19,8 @@ With seed 0, on 128 held-out requests and one draw of two replies each:
     right revisions, %        81     74        40     31    (greedy)
 
 The argument `random` is the control, in which scores are drawn and nobody judges: 1.25 violations
-after three rounds, 93% useful. So most of what violations lose is due to the judge, and most of what
-usefulness loses is not. Replies do not become empty. The price is paid by a skill that is no longer
+after three rounds, 93% useful. So the judge makes most of the fall in violations, and little of
+that in usefulness. Replies do not become empty. The price is paid by a skill that is no longer
 practised, to revise a reply. Without the likelihood of the better reply in the loss
 (`--config.objective.sft=0`) usefulness is 69% after the last round, when few pairs are left that
 differ by what the judge knows.
