@@ -36,6 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if "teacher" in wanted:
         c.name, c.rounds = "teacher", 0
+        c.warmup.steps = 1200
         del c.roles, c.generate.chain
         c.task.seed_problems = 20_000
         # Built as llama is, so that it can be exported.
@@ -55,6 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _shrink(c: ConfigDict) -> None:
     if c.rounds:
+        c.rounds = 2 if "phases" in c else 1
         c.roles.teacher = dict(weights="base")  # nothing better is at hand
     c.model.alphabet = "ascii"  # which such a teacher has to read
     c.task.update(seed_difficulty=1, seed_problems=50)

@@ -24,11 +24,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 optimizer=dict(muon, learning_rate=6e-3, warmup=0.033, decay=0.4),
                 **shape,
             ),
-            train=dict(steps=60, optimizer=dict(muon, learning_rate=1.5e-4, decay=0.6), **shape),
+            train=dict(steps=60, optimizer=dict(muon, learning_rate=2e-4, decay=0.6), **shape),
             generate=dict(problems="labelled", prompts=1024, difficulty_step=0),
             filter=dict(name="none"),
             preference=dict(pairing="labelled"),
-            objective=dict(name="dpo", beta=0.1, reference="round", sft=0.1),
+            objective=dict(name="dpo", beta=1.0, reference="round", sft=1.0),
             regime=dict(data="replace"),
             evaluate=dict(problems=100, difficulties=(1, 2, 3, 4)),
         )
