@@ -15,6 +15,7 @@ from karploop.errors import UserError
 from karploop.files import whole_folder
 from karploop.mesh import make_mesh
 from karploop.models.checkpoint import load_params, save_checkpoint
+from karploop.models.families import to_hf
 from karploop.models.peft import save_peft
 from karploop.models.weights import ADAPTER, Weights, params_file, params_sha256
 from karploop.policy import make_policy
@@ -99,7 +100,7 @@ def export(
 
 
 def _from_scratch(config: Config, name: str, adapter: bool) -> Speaker:
-    """Raises UserError: there are several, or an adapter is wanted."""
+    """Raises UserError: there are several, no family is built like it, or an adapter is wanted."""
     if config.members > 1:
         raise UserError(
             f"the run '{name}' trained {config.members} models from scratch, and one is exported: "
@@ -110,7 +111,9 @@ def _from_scratch(config: Config, name: str, adapter: bool) -> Speaker:
             f"the run '{name}' trained a model from scratch, and an adapter is for one that others "
             "have: leave --adapter out"
         )
-    return make_policy(config, get_task(config.task.name)).speaker
+    made = make_policy(config, get_task(config.task.name)).speaker
+    to_hf(made.config, made.tokenizer.vocab_size)  # refuses, before a weight is read
+    return made
 
 
 def _find_run(catalogue: Catalogue, name: str | None) -> Run:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -180,32 +181,24 @@ def test_a_collected_run_still_exports_what_was_kept(model, task, tmp_path):
         export(str(tmp_path), str(tmp_path / "first"), round=0)
 
 
-def scratch(folder, **changes):
-    """A run of a model trained from scratch; the folder, for `export`."""
-    stage = dict(steps=3, rows=2, row_length=16)
+@pytest.fixture(scope="module")
+def from_scratch(tmp_path_factory):
+    """The folder of a run that trained a model from scratch."""
+    folder, stage = tmp_path_factory.mktemp("scratch"), dict(rows=2, row_length=16)
+    shape = dict(layers=1, width=16, heads=2, head_width=8, mlp_width=32, max_length=16)
     settings = dict(
         name="scratch",
         rounds=0,
         mesh=dict(data=1),
         task=dict(name="reverse_addition", seed_difficulty=1, seed_problems=20),
-        model=dict(
-            layers=1, width=16, heads=2, head_width=8, mlp_width=32, max_length=16,
-            positions="rope", activation="swiglu",
-        ),
-        warmup=stage | dict(optimizer=dict(learning_rate=0.1)),
+        model=shape | dict(positions="rope", activation="swiglu"),
+        warmup=stage | dict(steps=3, optimizer=dict(learning_rate=0.1)),
         train=stage,
         generate=dict(prompts=2, batch=2),
         evaluate=dict(problems=2, difficulties=(1,), batch=2),
-    )  # fmt: skip
-    for name, value in changes.items():
-        settings[name] = settings[name] | value if isinstance(value, dict) else value
+    )
     assert launch.launch(resolve(settings), str(folder), "run") == 0
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def from_scratch(tmp_path_factory):
-    return scratch(tmp_path_factory.mktemp("scratch"))
 
 
 def test_a_model_from_scratch_is_a_llama_that_reads_characters(from_scratch, tmp_path):
@@ -228,17 +221,27 @@ def test_a_model_from_scratch_is_a_llama_that_reads_characters(from_scratch, tmp
     assert "Trained from scratch" in card and "base_model" not in card
 
 
-def test_mistakes_with_models_from_scratch(from_scratch, tmp_path):
-    output = str(tmp_path / "out")
-    with pytest.raises(UserError, match="an adapter is for one that others have"):
-        export(from_scratch, output, adapter=True)
-    several = scratch(tmp_path / "several", members=2)
-    with pytest.raises(UserError, match="trained 2 models from scratch"):
-        export(several, output)
-    unlike = scratch(tmp_path / "unlike", model=dict(activation="gelu"))
-    with pytest.raises(UserError, match="no model family of transformers is built like"):
-        export(unlike, output)
+@pytest.mark.parametrize(
+    "setting, value, message",
+    [
+        ("members", 2, "trained 2 models from scratch"),
+        ("model", dict(activation="gelu"), "no model family of transformers is built like"),
+    ],
+)
+def test_models_from_scratch_that_are_not_exported(from_scratch, tmp_path, setting, value, message):
+    folder = shutil.copytree(from_scratch, tmp_path / "w")
+    path = folder / "runs" / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config[setting] = config[setting] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        export(str(folder), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_a_model_from_scratch_is_refused(from_scratch, tmp_path):
+    with pytest.raises(UserError, match="an adapter is for one that others have"):
+        export(from_scratch, str(tmp_path / "out"), adapter=True)
 
 
 def test_the_command(workdir, tmp_path):
