@@ -1,4 +1,29 @@
-"""..."""
+"""A larger model teaches a smaller one: its texts (arXiv 1606.07947), or its distributions.
+
+    python -m experiments.run --config=configs/distill.py:teacher --workdir=DIR --run_name=teacher
+    python -m experiments.export --workdir=DIR --run=teacher --output=TEACHER
+    python -m experiments.run --config=configs/distill.py --workdir=DIR \
+        --config.roles.teacher.path=TEACHER
+
+The teacher learns 20,000 labelled sums of up to four digits, with a scratchpad. The student, which
+is smaller, learns 300. Each of two rounds the teacher then answers 2,048 new sums, greedily, and
+the student learns what it wrote, right or wrong: no judge, no label. With the argument `on_policy`
+the second round is the student's own samples, on which its distribution is drawn to the teacher's
+(reverse divergence, arXiv 2306.13649). Any published model that reads the task's characters may
+teach in the same way.
+
+Held-out exact match on sums of four digits, medians of seeds 0–2 and their values:
+
+    teacher (one)                                     98%
+    student before                                    29%   (8, 29, 53)
+    student after two rounds                          97%   (97, 88, 97)
+    … the second on policy                            96%   (97, 94, 96)
+    as many steps on the student's labelled rows      44%   (18, 44, 68)
+
+The control is that of configs/rest_em.py, which has the same student. A minute and a half a
+student on 2 cores and three for the teacher, by processor time. `tiny` runs the same code on sums
+of one digit, where the base is its own teacher; `teacher,tiny` makes a small one.
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,8 +1,20 @@
 """RAFT on sums of up to four digits (arXiv 2304.06767): of each problem, the best sample.
 
-python -m experiments.run --config=configs/raft.py
+    python -m experiments.run --config=configs/raft.py
 
+A base learns 300 labelled sums with a scratchpad. Each of two rounds it writes four replies to
+2,048 new sums, and the policy goes on with the best of each, by a reward that is 1 if it is right
+by gold; of a sum without a right reply nothing is kept. In the paper the reward is a model's, and
+the best is learnt whatever it is worth.
 
+Held-out exact match on sums of four digits, medians of seeds 0–2 and their values:
+
+    base                                     29%   (8, 29, 53)
+    after two rounds                         81%   (92, 81, 78)
+    as many steps on the labelled rows       44%   (18, 44, 68)
+
+The control is that of configs/rest_em.py. About one and a half minutes on 2 cores, by processor
+time. `tiny` runs the same code on sums of one digit.
 """
 
 from ml_collections import ConfigDict

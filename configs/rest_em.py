@@ -1,8 +1,22 @@
 """ReST-EM on sums of up to four digits (arXiv 2312.06585).
 
-python -m experiments.run --config=configs/rest_em.py
+    python -m experiments.run --config=configs/rest_em.py
 
+A base learns 300 labelled sums with a scratchpad. Each of two rounds it writes four replies to
+2,048 new sums (E-step); of each sum at most two that are right by gold are kept, and the *base*
+learns them, and no labelled rows (M-step), as in the paper. There the base is a published model,
+and the cap is ten of 32 or 64 samples.
 
+Held-out exact match on sums of four digits, medians of seeds 0–2 and their values:
+
+    base                                     29%   (8, 29, 53)
+    after two rounds                         79%   (81, 79, 76)
+    as many steps on the labelled rows       44%   (18, 44, 68)
+
+The last is the control, by `--config.filter.name=discard --config.filter.on_empty=train
+--config.regime.seed_share=-1 --config.regime.data=accumulate --config.regime.start=continue`.
+About one and a half minutes on 2 cores, by processor time. `tiny` runs the same code on sums of
+one digit.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,21 @@
 """Rejection-sampling fine-tuning on sums of up to four digits (arXiv 2308.01825).
 
-python -m experiments.run --config=configs/rft.py
+    python -m experiments.run --config=configs/rft.py
 
+A base learns 300 labelled sums with a scratchpad, and writes four replies to each of 2,048 new
+ones. Different ones that are right by gold are learnt together with the labelled rows, from fresh
+parameters. In the paper the samples are of the labelled problems themselves, which have many right
+paths each; a sum has one scratchpad, so that nothing new is found there (last line).
 
+Held-out exact match on sums of four digits, medians of seeds 0–2 and their values:
+
+    base: as many steps on the labelled rows           29%   (8, 29, 53)
+    with right samples                                 87%   (86, 87, 89)
+    … of the labelled problems, 16 of each             34%   (5, 45, 34)
+
+The last is `--config.generate.problems=labelled --config.generate.prompts=300
+--config.generate.samples=16`. About one and a half minutes on 2 cores, by processor time. `tiny`
+runs the same code on sums of one digit.
 """
 
 from ml_collections import ConfigDict

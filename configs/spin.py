@@ -1,8 +1,23 @@
 """Self-play fine-tuning on labelled sums (SPIN, arXiv 2401.01335).
 
-python -m experiments.run --config=configs/spin.py
+    python -m experiments.run --config=configs/spin.py
 
+A base learns 4,000 labelled sums with a scratchpad, for so few steps that it does not know them.
+Each of two rounds it answers 1,024 of them, and learns by DPO to prefer gold to what it wrote,
+held to itself as it was when the round began. Unlike in the paper the likelihood of gold is part
+of the loss: without it the model unlearns to add (four digits 21% after one round, 0% after two,
+at the settings tried).
 
+Held-out exact match on sums of four digits, seeds 0–2:
+
+    base                                     31, 25, 65%
+    after two rounds                         36, 25, 63%
+    as many steps on the labelled rows       85, 96%      (seeds 0 and 1)
+
+**It gains nothing here, and loses to more of the same labels** (`--config.objective.name=sft
+--config.filter.name=discard --config.filter.on_empty=train --config.regime.data=accumulate
+--config.train.optimizer.learning_rate=3e-3`). The recipe is here to be compared with. About half a
+minute on 2 cores. `tiny` runs the same code on sums of one digit.
 """
 
 from ml_collections import ConfigDict
