@@ -147,7 +147,7 @@ def examples_to_pack(draw):
 @given(examples_to_pack(), st.integers(0, 99))
 def test_packing_places_every_example_whole_and_in_order(case, seed):
     examples, row_length, rows = case
-    order = list(itertools.islice(stream(np.ones(len(examples)), np.random.default_rng(seed)), 200))
+    order = list(itertools.islice(stream(np.ones(len(examples)), np.random.default_rng(seed)), 300))
     placed = []
     for batch, taken in itertools.islice(
         pack([(e,) for e in examples], iter(order), rows, row_length), 3
