@@ -25,7 +25,7 @@ FAKE_RUN = textwrap.dedent("""
     if overrides.get("fail") and not (workdir / "mended").exists():
         sys.exit("out of memory")
     if overrides.get("slow"):
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # stops in good order
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # stops in good order
         time.sleep(60)
     stages = {("warmup.1", "w"): 100.0, ("train", "t-" + run): overrides["train"]}
     for (stage, key), seconds in stages.items():
@@ -113,7 +113,7 @@ def test_a_signal_stops_the_arm_and_the_sweep_and_running_again_resumes(tmp_path
     while not (log.exists() and len(calls(tmp_path)) == 2) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.2)  # the arm is past its first line; let it set its handler
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 7
     assert list(statuses(tmp_path).values()) == ["done", "interrupted", "pending"]
     assert len(calls(tmp_path)) == 2, "no arm was started after the signal"
