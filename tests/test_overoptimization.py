@@ -262,8 +262,11 @@ def test_comparisons_are_labelled_by_gold(written):
     assert [(row["prompt"], row["completion"], row["verdict"]) for row in found] == [
         *(("abc:", "a", "bad"), ("abc:", "ab", "good")),
         *(("def:", "d!!", "good"), ("def:", "x", "bad")),
+        *(("bcd:", text, "unsure") for text in "bc"),
+        *(("cde:", text, "unsure") for text in ("c!", "x")),
     ]
-    assert len(comparisons(written.store, PRAISE, written.summary, 1)) == 2
+    few = comparisons(written.store, PRAISE, written.summary, 1)
+    assert [row["verdict"] for row in few] == ["bad", "good"] + 6 * ["unsure"]
     with pytest.raises(UserError, match="samples for 2: raise 'config.generate.prompts'"):
         comparisons(written.store, PRAISE, written.summary, 3)
 
@@ -386,8 +389,9 @@ def test_a_study_runs_from_samples_to_tables(tmp_path):
     with promotion():
         text = overoptimization.study(*folders, 1, "tiny", **few)
     assert "with penalty" in text and "n = 32" in text
-    reviewed = (tmp_path / "w/comparisons/8__seed=0.jsonl").read_text().splitlines()
-    assert len(reviewed) == 16
+    review = (tmp_path / "w/comparisons/8__seed=0.jsonl").read_text().splitlines()
+    verdicts = [json.loads(row)["verdict"] for row in review]
+    assert verdicts.count("good") == verdicts.count("bad") == 8 and "unsure" in verdicts
     run = json.loads((tmp_path / "w/runs/8__kl=0.3__seed=0/summary.json").read_text())
     first = json.loads((tmp_path / "w/runs/base__seed=0/summary.json").read_text())
     compared, sampled, *learnt = run["rounds"][1:]

@@ -65,10 +65,11 @@ class Found:
 
 
 def comparisons(store: Store, task: Task, summary: Summary, count: int) -> list[dict[str, str]]:
-    """The first two samples of each of the first prompts of a run, labelled by gold: as many
-    comparisons, each as two rows of a review.
+    """A review of a run's samples: of the first two of each of the first prompts gold says which is
+    better, in two rows each, until there are as many comparisons; nobody says anything of the rest.
 
-    Prompts where a sample did not end, or both are equally good, are left out.
+    Prompts where a sample did not end, or both are equally good, are left out. What is left out is
+    "unsure", so that no run waits for verdicts on it.
 
     Raises:
       UserError: there are not so many.
@@ -86,14 +87,20 @@ def comparisons(store: Store, task: Task, summary: Summary, count: int) -> list[
         seen.add(prompt)
         better = first if gold_2[0] > gold_2[1] else second
         for row in (first, second):
-            text = {"prompt": prompt, "completion": samples.completions[row]}
-            found.append(text | {"verdict": "good" if row == better else "bad"})
+            verdict = "good" if row == better else "bad"
+            found.append(_review(prompt, samples.completions[row], verdict))
     if len(found) < 2 * count:
         raise UserError(
             f"{count} comparisons are wanted, and the run '{summary['run']}' has samples for "
             f"{len(found) // 2}: raise 'config.generate.prompts'"
         )
-    return found
+    said = {(row["prompt"], row["completion"]) for row in found}
+    texts = dict.fromkeys(zip(samples.prompts, samples.completions, strict=True))
+    return found + [_review(*text, "unsure") for text in texts if text not in said]
+
+
+def _review(prompt: str, completion: str, verdict: str) -> dict[str, str]:
+    return {"prompt": prompt, "completion": completion, "verdict": verdict}
 
 
 def read_proxy(store: Store, task: Task, summary: Summary, ns: Sequence[int]) -> Proxy:
