@@ -114,7 +114,7 @@ follow() {
   tail -n "$1" -s 0.1 -f run/log &
   local tail=$!
   flock run/lock true
-  sleep 0.5 # for the last lines
+  sleep 0.3 # for the last lines
   kill "$tail" 2>/dev/null || true
 }
 

@@ -12,7 +12,8 @@ The plan may hold
     during        {"KIND N": ACTION}: on the N-th call of a kind (create, describe, delete, scp,
                   rsync, and of ssh status, install, start, follow, complain)
     codes         of each start in turn, the exit codes of the workers' runs; then 0
-    seconds       of each start in turn, how long the runs take; then none
+    seconds       of each start in turn, how long the runs take at most; then none
+    release       "KIND N": at this call the runs end by themselves
 ACTIONs: fail (does nothing, exits with 1); cut (the connection breaks, what runs goes on); preempt
 (the machines are gone); stop (their processes get SIGTERM); hang (waits for long).
 """
@@ -136,6 +137,8 @@ def main(arguments: list[str]) -> int:
     lines = map(json.loads, calls.read_text().splitlines())
     kind = kind_of(arguments)
     number = sum(kind_of(line) == kind for line in lines)
+    if PLAN.get("release") == f"{kind} {number}":
+        (CLOUD / "release").touch()
     action = PLAN.get("during", {}).get(f"{kind} {number}")
     if action is None:
         return act(kind, arguments)

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from processes import Outcome, finish
+from processes import LIMIT_SECONDS, Outcome, finish
 
 ROOT = pathlib.Path(__file__).parent.parent
 FAKE = pathlib.Path(__file__).with_name("fake_gcloud.py")
@@ -51,7 +51,9 @@ with (cloud / "runs.jsonl").open("a") as f:
     f.write(json.dumps(note) + "\\n")
 count.write_text(str(start + 1))
 pick = lambda name, other: (plan.get(name, []) + [other] * 99)[start]
-time.sleep(pick("seconds", 0))
+end = time.monotonic() + pick("seconds", 0)
+while time.monotonic() < end and not (cloud / "release").exists():
+    time.sleep(0.02)
 print(f"worker {{home.name}} ends", flush=True)
 sys.exit(pick("codes", [0] * 9)[int(home.name)])
 """
@@ -84,7 +86,7 @@ class Cloud:
 
     def launch(self, *more: str, code: int = 0, **rest) -> subprocess.CompletedProcess:
         process = self.start(*more, **rest)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=LIMIT_SECONDS)
         assert process.returncode == code, out + err
         return subprocess.CompletedProcess(process.args, code, out, err)
 
@@ -249,7 +251,7 @@ def test_a_run_that_was_told_to_stop_is_not_taken_for_done(cloud):
 
 
 def test_after_a_broken_connection_the_same_run_is_watched(cloud):
-    cloud.plan(during={"follow 1": "cut", "describe 3": "fail"}, seconds=[1.5])
+    cloud.plan(during={"follow 1": "cut", "describe 3": "fail"}, seconds=[50], release="follow 2")
     done = cloud.launch("--max_restarts=1")
     assert cloud.kinds == ["create", *ONCE[:5], "status", "follow", "status", "delete"]
     assert len(cloud.lines("runs")) == 2
@@ -296,10 +298,9 @@ def test_another_run_on_the_tpu_is_left_alone_unless_told(cloud):
     assert [run["argv"][-1] for run in cloud.lines("runs")] == [RUN[-1]] * 2 + [other[-1]] * 2
 
 
-@pytest.mark.parametrize("delete", [False, True])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number, delete", [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_ctrl_c_leaves_the_run_unless_told_to_delete(cloud, number, delete):
-    cloud.plan(during={"follow 1": "hang"}, seconds=[3])
+    cloud.plan(during={"follow 1": "hang"}, seconds=[50], release="follow 2")
     process = cloud.start(*["--delete_on_interrupt"] * delete)
     deadline = time.monotonic() + 60
     while not (cloud.folder / "hangs").exists():
@@ -415,19 +416,23 @@ def test_without_an_answer_nothing_is_created(cloud):
 @pytest.mark.slow
 def test_a_preempted_loop_ends_with_the_same_bytes(cloud, tmp_path):
     """The loop itself: only the bucket and the cluster of machines are stood in for."""
-    straight = tmp_path / "straight/workdir"
+    straight, bucket = tmp_path / "straight/workdir", tmp_path / "bucket/workdir"
     finish(straight)
-    bucket = tmp_path / "bucket/workdir"
+    shared = ("XDG_CACHE_HOME", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # of conftest.py
     (cloud.folder / "bin/run").write_text(
-        f"#!/bin/sh\nshift 3\ntouch $FAKE_CLOUD/runs.jsonl\ncd {ROOT} && exec {sys.executable} -m "
-        f'experiments.run --config=tests/tiny.py --workdir={bucket} --run_name=run "$@"\n'
-    )
-    cloud.plan(workers=1)
-    run = (RUN[0], RUN[1])
-    (cloud.folder / "bin/run").write_text(
-        (cloud.folder / "bin/run").read_text().replace(' "$@"', "")
+        "\n".join(
+            [
+                "#!/bin/sh",
+                *[f"export {name}={os.environ[name]}" for name in shared],
+                f"(until [ -e {bucket}/store/generate ]; do sleep 0.05; done",
+                "touch $FAKE_CLOUD/starts-0) &",  # which is when the machine is taken away
+                f"cd {ROOT} && exec {sys.executable} -m experiments.run --config=tests/tiny.py \\",
+                f"--workdir={bucket} --run_name=run",
+            ]
+        )
     )
     cloud.plan(workers=1, during={"follow 1": "preempt"})
-    cloud.launch("--spot", run=run)
+    done = cloud.launch("--spot", run=RUN[:2])
     assert cloud.kinds.count("create") == 2
+    assert "warmup  reused" in done.stdout and "generate  started" in done.stdout
     Outcome.of(straight).check(Outcome.of(bucket))
