@@ -302,8 +302,11 @@ pack() {
   local git=(git -C "$here") commit tree untracked file
   [[ -z $("${git[@]}" rev-parse --show-prefix 2>&1) ]] ||
     mistake "'$here' is no git checkout, so that it is not known which files to copy"
-  # A commit of the tracked files as they are, which no branch or stash shows.
-  commit=$("${git[@]}" -c user.name=launch -c user.email=launch@localhost stash create)
+  # A commit of the tracked files as they are, which no branch or stash shows. It is refused where
+  # the index knows of older times than the files have, though they are the same.
+  "${git[@]}" update-index -q --refresh >/dev/null || true
+  commit=$("${git[@]}" -c user.name=launch -c user.email=launch@localhost stash create) ||
+    mistake "git cannot tell what the files of '$here' are: see git status"
   tree=$("${git[@]}" rev-parse "${commit:-HEAD}^{tree}")
   [[ ! $commit ]] || say "changes that are not committed go along"
   untracked=$("${git[@]}" ls-files --others --exclude-standard | sed -n '1,5p' | tr '\n' ' ')
@@ -358,10 +361,11 @@ verdict() { # states
   esac
 }
 
-# Starts the run, or finds it, and watches it: 0 to 4 as above, where 3 is a connection that broke.
+# Starts the run, or finds it, and watches it: as above, or 3, the connection broke while watching;
+# 5, there was none, or the start failed.
 attempt() {
   local states lines=20
-  states=$(worker_states 0) || return 3
+  states=$(worker_states 0) || return 5
   if [[ $states != "$id running" ]]; then
     if [[ $started && $states != *running* ]]; then # it ended while nobody watched
       verdict "$states"
@@ -370,7 +374,7 @@ attempt() {
     if grep running <<<"$states" | grep -qv "^$id " && [[ ! $replace ]]; then
       mistake "'$name' runs something else: wait for it, or stop it with --replace"
     fi
-    copy_and_start || return 3
+    copy_and_start || return 5
     lines=+1
   fi
   started=yes
@@ -409,7 +413,7 @@ launch() {
     elif ((outcome == 4)); then
       say "the machines were restarted, and so is the run"
     else
-      ((outcome == 3)) || on_workers run_watched all "bash .karploop/tpu_worker.sh complain" || true
+      ((outcome > 2)) || on_workers run_watched all "bash .karploop/tpu_worker.sh complain" || true
       failures=$((failures + 1))
       if ((outcome == 2 || failures > max_restarts)); then
         fetch_results || say "the results stay in $workdir"
@@ -419,7 +423,7 @@ launch() {
       wait=$((backoff << (failures < 5 ? failures - 1 : 4)))
       say "the run failed or could not be started; restart $failures of $max_restarts in $wait s"
     fi
-    ((outcome == 3)) || started=''
+    ((outcome == 3 || outcome == 5)) || started=''
     pause "$wait"
   done
   say "done; results in ${workdir%/}/runs"

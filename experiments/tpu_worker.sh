@@ -111,11 +111,8 @@ supervise() {
 }
 
 follow() {
-  tail -n "$1" -s 0.1 -f run/log &
-  local tail=$!
-  flock run/lock true
-  sleep 0.3 # for the last lines
-  kill "$tail" 2>/dev/null || true
+  flock run/lock true &
+  tail -n "$1" --pid=$! -s 0.1 -f run/log
 }
 
 complain() {

@@ -22,9 +22,7 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -81,6 +79,8 @@ def on_workers(arguments: list[str]):
 
 
 def ssh(arguments: list[str]) -> int:
+    import subprocess  # here, as most calls do without it, and there are hundreds
+
     worst = 0
     for home in on_workers(arguments):
         environment = {
@@ -93,11 +93,20 @@ def ssh(arguments: list[str]) -> int:
 
 
 def scp(arguments: list[str]) -> int:
+    import shutil
+
     files = [a for a in arguments[arguments.index("scp") + 1 :] if not a.startswith("--")]
     for home in on_workers(arguments):
         for source in files[:-1]:
             shutil.copy(source, home / files[-1].partition(":")[2])  # with its mode, as scp does
     return 0
+
+
+def remove(folder: pathlib.Path) -> None:
+    import shutil
+
+    signal_runs(signal.SIGKILL)
+    shutil.rmtree(folder)
 
 
 def act(kind: str, arguments: list[str]) -> int:
@@ -110,8 +119,7 @@ def act(kind: str, arguments: list[str]) -> int:
     elif kind == "create":
         make("queued-resources" in arguments)
     elif kind == "delete":
-        signal_runs(signal.SIGKILL)
-        shutil.rmtree(WORKERS)
+        remove(WORKERS)
         TPU.unlink()
     elif kind == "scp":
         return scp(arguments)
@@ -151,8 +159,7 @@ def main(arguments: list[str]) -> int:
         (CLOUD / "hangs").touch()
         time.sleep(60)
     if action == "preempt":
-        signal_runs(signal.SIGKILL)
-        shutil.rmtree(WORKERS)
+        remove(WORKERS)
         WORKERS.mkdir()
         TPU.write_text(json.dumps({"gone": True}))
     if action == "stop":

@@ -49,7 +49,9 @@ note = dict(worker=home.name, argv=sys.argv[1:], token=os.environ.get("TOKEN"), 
 note["config"] = pathlib.Path("configs/mine.py").read_text()
 with (cloud / "runs.jsonl").open("a") as f:
     f.write(json.dumps(note) + "\\n")
-count.write_text(str(start + 1))
+written = count.with_name("starts.of." + home.name)
+written.write_text(str(start + 1))
+os.replace(written, count)
 pick = lambda name, other: (plan.get(name, []) + [other] * 99)[start]
 end = time.monotonic() + pick("seconds", 0)
 while time.monotonic() < end and not (cloud / "release").exists():
@@ -116,18 +118,25 @@ class Cloud:
 ONCE = ["status", "scp", "install", "start", "follow", "status"]
 
 
-@pytest.fixture
-def cloud(tmp_path):
-    checkout, folder = tmp_path / "check out", tmp_path / "cloud"
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """A small checkout to copy."""
+    checkout = tmp_path_factory.mktemp("committed")
     for name in (*SCRIPTS, "requirements.txt"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, checkout / name)
     (checkout / "configs").mkdir()
     (checkout / "configs/mine.py").write_text("committed\n")
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(checkout)]
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "--quiet", "-m", "first"], check=True)
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    return checkout
+
+
+@pytest.fixture
+def cloud(tmp_path, committed):
+    checkout, folder = tmp_path / "check out", tmp_path / "cloud"
+    shutil.copytree(committed, checkout)
     programs = {
         "path/gcloud": f'#!/bin/sh\nexec {sys.executable} -SE {FAKE} "$@"\n',
         "bin/python3": PYTHON3,
@@ -405,6 +414,15 @@ def test_a_request_that_fails_is_not_made_for_ever(cloud):
     cloud.plan(states=["WAITING_FOR_RESOURCES", "FAILED"])
     cloud.launch("--queued", code=1)
     assert cloud.kinds == ["create", "delete"]
+    create = next(call for call in cloud.calls if "create" in call)
+    assert "--node-id=pod" in create and "--runtime-version=v2-alpha-tpuv5-lite" in create
+
+
+def test_what_cannot_be_installed_is_not_tried_for_ever(cloud):
+    (cloud.folder / "bin/uv").write_text("#!/bin/sh\nexit 1\n")
+    done = cloud.launch("--max_restarts=1", code=1)
+    assert cloud.kinds.count("install") == 2 and "start" not in cloud.kinds
+    assert "failed 2 times" in done.stderr and not cloud.exists
 
 
 def test_without_an_answer_nothing_is_created(cloud):
