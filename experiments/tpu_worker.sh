@@ -11,18 +11,19 @@
 #   tpu_worker.sh follow LINES       shows the log from LINES on (as of `tail -n`) until the run ends
 #   tpu_worker.sh complain           shows the end of the log of a run that went wrong
 #
-# A run holds a lock on run/lock for as long as it lives; the kernel drops it, however it ends.
+# A run holds a lock on run/lock for as long as it lives; the kernel drops it, however it ends. Who
+# waits for that shares the lock, so as not to be taken for a run.
 set -euo pipefail
 cd "$HOME/.karploop"
 id='' requirements='' arguments=() # job.sh sets them
 
-alive() { [[ -f run/lock ]] && ! flock --nonblock run/lock true; }
+alive() { [[ -f run/lock ]] && ! flock --shared --nonblock run/lock true; }
 
 status() {
   local id=- state=none
   if [[ -f run/id ]]; then
     id=$(<run/id)
-    flock --timeout "${1:-0}" run/lock true || true
+    flock --shared --timeout "${1:-0}" run/lock true || true
     if alive; then
       state=running
     else
@@ -38,9 +39,9 @@ stop_run() {
   local group
   group=$(<run/pid)
   kill -TERM -- "-$group" 2>/dev/null || true
-  flock --timeout 60 run/lock true && return
+  flock --shared --timeout 60 run/lock true && return
   kill -KILL -- "-$group" 2>/dev/null || true
-  flock --timeout 10 run/lock true
+  flock --shared --timeout 10 run/lock true
 }
 
 install() {
@@ -111,7 +112,7 @@ supervise() {
 }
 
 follow() {
-  flock run/lock true &
+  flock --shared run/lock true &
   tail -n "$1" --pid=$! -s 0.1 -f run/log
 }
 
