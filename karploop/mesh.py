@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from karploop.config import MeshConfig
@@ -73,7 +73,30 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"'config.mesh' ({shape}) takes {needed} of the {len(devices)} devices of "
             f"{jax.process_count()} processes: use all of them, for example by setting a size to -1"
         )
-    return jax.make_mesh(sizes, AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * 3)
+    axis_types = (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices[:needed]})
+    if slices > 1:
+        return Mesh(join_slices(sizes, devices, slices), AXES, axis_types=axis_types)
+    return jax.make_mesh(sizes, AXES, devices=devices[:needed], axis_types=axis_types)
+
+
+def join_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> np.ndarray:
+    """Devices [data, fsdp, tensor] of several TPU slices, each of which has rows of `data` alone.
+
+    Between slices the network is slower, and along `data` least is sent: gradients, once a step.
+
+    Raises:
+      UserError: `data` is no multiple of the number of slices.
+    """
+    data, *inner = sizes
+    if data % slices:
+        raise UserError(
+            f"'config.mesh.data' is {data}, but the devices are of {slices} slices: give a "
+            "multiple, or -1 where the other sizes divide what one slice has"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, *inner), (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -27,7 +27,7 @@ LONGEST = (
     *("resume", "lora", "object_store", "policy", "export", "distributed", "gc", "parity"),
     *("config", "chains", "endpoints", "judges", "run", "training", "sweep_runner", "readme"),
     *("objectives", "loop_judges", "regime", "judge_study", "filter_choice", "scoring", "votes"),
-    *("teacher", "reward", "reward_training", "reward_loop"),
+    *("teacher", "reward", "reward_training", "reward_loop", "launch_tpu"),
 )
 
 

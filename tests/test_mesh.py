@@ -2,6 +2,7 @@
 
 import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from karploop.mesh import (
     any_process,
     batch_parts,
     check_batch,
+    join_slices,
     main_first,
     make_mesh,
     partition_spec,
@@ -49,6 +51,20 @@ def test_minus_one_takes_what_is_there():
     assert make_mesh(MeshConfig(data=1, tensor=-1)).shape == dict(data=1, fsdp=1, tensor=8)
     assert make_mesh(MeshConfig(data=2)).size == 2, "one process may leave devices idle"
     assert make_mesh(MeshConfig()).axis_names == AXES
+
+
+def test_slices_are_joined_along_data_alone():
+    """Stand-ins for devices, which arrive in any order; slices of real ones are elsewhere."""
+    devices = [
+        SimpleNamespace(id=i, slice_index=i // 8, platform="cpu", device_kind="cpu")
+        for i in range(16)
+    ]
+    joined = join_slices((4, 2, 2), devices[::-1], 2)
+    slices = np.vectorize(lambda device: device.slice_index)(joined)
+    assert joined.shape == (4, 2, 2) and len({d.id for d in joined.flat}) == 16
+    assert (slices == np.array([0, 0, 1, 1])[:, None, None]).all()
+    with pytest.raises(UserError, match="config.mesh.data.* is 1, .* 2 slices: give a multiple"):
+        join_slices((1, 8, 2), devices, 2)
 
 
 def test_a_mesh_larger_than_the_machine_is_refused():
