@@ -26,6 +26,7 @@ On a CPU only a machine that does nothing else measures anything: `load` says wh
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from absl import flags
 
 from karploop import cli
 from karploop.benchmark.names import RATES, WORKLOADS, chosen
+from karploop.config import Config
 from karploop.errors import RunFailed, UserError
 
 FLAGS = flags.FLAGS
@@ -73,6 +75,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--output keeps results by machine: say which this is by --machine='…'")
     from karploop.benchmark import report
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workload's process, too
     rates, rows = _call(RATES, {}), []
     print(report.rates_line(rates), file=sys.stderr)
     for name in names:
@@ -81,14 +84,15 @@ def main(argv: list[str]) -> int:
         row["rates"] = {key: rates[key] for key in ("flops", "copied", "read")}
         rows.append(row)
         print(report.line(row), flush=True)
+        if FLAGS.output:  # at once: the next one may fail
+            place = report.write([row], rates, pathlib.Path(FLAGS.output), FLAGS.machine)
     print(report.table(rows))
     if FLAGS.output:
-        place = report.write(rows, rates, pathlib.Path(FLAGS.output), FLAGS.machine)
         print(f"written to {place}: results.jsonl, README.md, limit.png")
     return 0
 
 
-def _child(config, loop, vocabulary: int | None) -> int:
+def _child(config: Config, loop: Config, vocabulary: int | None) -> int:
     """One workload, told and answered in a file."""
     from karploop.benchmark import run  # imports jax
 

@@ -15,11 +15,19 @@ from karploop.files import write_atomic
 from karploop.reporting.plots import save
 from karploop.reporting.tables import markdown_table, text_table
 
-FIELDS = {  # of a row; those of a loop and of a start are fewer
+FIELDS = {  # of a row; a loop's and a start's have fewer
     "workload": "its name",
-    "model": "the config's name, or that of the checkpoint",
     "machine": "as --machine has it",
-    "device": "what JAX calls it; also platform, devices, cores, jax",
+    "repeats": "calls that were timed",
+    "model": "the config's name, or that of the checkpoint",
+    "parameters": "how many",
+    "random_weights": "whether they are; published ones are as fast",
+    "dtype": "what the model computes in",
+    "device": "what JAX calls it",
+    "platform": "cpu, gpu or tpu",
+    "devices": "how many there are",
+    "cores": "of the host, that this process may use",
+    "jax": "its version",
     "load": "processes that wanted a core in the minute before: above 0.5, others were at work",
     "seconds": "median of all_seconds; of a start, without compiled programs to find",
     "all_seconds": "of each repeat",
@@ -33,10 +41,11 @@ FIELDS = {  # of a row; those of a loop and of a start are fewer
     "bytes_per_second": "of the median",
     "limit_seconds": "what flops and bytes take at the rates measured in the same run",
     "of_limit": "limit_seconds / seconds",
-    "parts": "seconds of parts of a repeat; of a loop, by stage",
+    "parts": "seconds of parts of a repeat, medians; of a loop, by stage",
     "peak_host_bytes": "resident, of the workload's own process",
-    "peak_device_bytes": "of an accelerator",
+    "peak_device_bytes": "of an accelerator; null on a CPU",
     "program_bytes": "of the largest program: arguments, results, temporaries",
+    "rates": "FLOPs a second by product, bytes a second copied and read, in the same run",
 }
 Row = dict[str, Any]
 _HEADER = (
