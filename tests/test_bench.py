@@ -113,11 +113,11 @@ def test_published_weights_bring_their_vocabulary():
         make_subject(config, 50)
 
 
-def test_what_is_asked_for_is_written():
+def test_what_is_asked_for_is_written(make_params):
     shape = ModelConfig(layers=1, width=8, heads=1, head_width=8, mlp_width=8)
     subject = make_subject(Config(model=shape, mesh=MeshConfig(data=1)), 30)
     wanted = workloads.Asked([3, 5, 2], [1, 4, 2], samples=2, slots=2, buckets=(8,))
-    drawing = workloads.Drawing("w4", subject, wanted, subject.load())
+    drawing = workloads.Drawing("w4", subject, wanted, make_params(subject.weights))
     found = drawing(0)
     assert [[len(c.tokens) for c in some] for some in found] == [[1, 1], [4, 4], [2, 2]]
     assert found != drawing(1)
