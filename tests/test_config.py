@@ -117,6 +117,7 @@ CONFIGS = {
     "reversal": "",
     "checkpoint": "chat",
     "gemma3_270m": "",
+    "gemma3_270m_shape": "",
     "zipf": "",
     "star": "rationalise,tiny",
     "rest_em": "tiny",

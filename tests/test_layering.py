@@ -36,6 +36,7 @@ LAYERS = [
     {"cli"},
     {"run_directory"},
     {"launch"},
+    {"benchmark"},
 ]
 STEPS = {"sampling", "judging", "filtering", "training"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -45,7 +45,7 @@ def run_plot(
         figure = rounds_figure(summary, title)
         if figure is None:
             return False
-        _save(figure, path)
+        save(figure, path)
         return True
     if not curves(summary):
         return False
@@ -109,7 +109,7 @@ def accuracy_plot(
     Raises:
       ValueError: the summary holds no value of the metric.
     """
-    _save(accuracy_figure(summary, title, trained_up_to, metric), path)
+    save(accuracy_figure(summary, title, trained_up_to, metric), path)
 
 
 def accuracy_figure(
@@ -166,7 +166,7 @@ def comparison_plot(
       title: heading of the figure.
       baseline: the group whose mean is drawn as a vertical line.
     """
-    _save(comparison_figure(results, title, baseline), path)
+    save(comparison_figure(results, title, baseline), path)
 
 
 def comparison_figure(
@@ -267,7 +267,7 @@ def reliability_plot(
         panel.scatter(scores, gold, s=areas, color=line.get_color(), alpha=0.7, lw=0)
     panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="score", ylabel="share that is good")
     panel.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _shade(panel: Axes, trained_up_to: float) -> None:
@@ -323,7 +323,8 @@ def _positions(difficulties: Sequence[str]) -> list[float]:
     return _numbers(difficulties) or [float(i) for i in range(len(difficulties))]
 
 
-def _save(figure: Figure, path: pathlib.Path | str) -> None:
+def save(figure: Figure, path: pathlib.Path | str) -> None:
+    """Writes a figure as PNG; folders that are missing are made."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI, facecolor="white")

@@ -1,0 +1,1 @@
+"""How fast a model samples, scores and learns here: `python -m experiments.bench`."""

@@ -1,0 +1,160 @@
+"""Measures what a run does, beside what the machine could do.
+
+python -m experiments.bench [--config=configs/NAME.py[:ARG]] [--workloads=w1,score,…] [--repeats=3]
+    [--output=experiments/bench/results --machine='2 cores of …'] [--config.KEY=VALUE …]
+
+The model is that of any config: random weights in its shape (by default that of Gemma 3 270M,
+which needs no download), or published ones with --config.roles.policy.path=PATH. Each workload has
+a process of its own, so that peaks of memory are its own, and no compiled programs to find; it is
+called once to compile and then --repeats times. Before them, matrix products at the model's shapes
+and a copy are timed: the limit that `of_limit` tells the share of. One JSON line a workload goes to
+the standard output (fields: karploop/benchmark/report.py), and a table at the end.
+
+No token ends a completion, so that a workload always writes what it says, with random weights or
+real ones; output lengths of w4 are geometric, drawn from config.seed, and enforced.
+
+    w1, w2, w3, w4         sampling
+    score, score_prefix    log-probabilities of given texts
+    sft, sft_lora, dpo, grpo   one update
+    loop                   rounds of --loop, a whole loop, by stage
+    start                  from the command to the first token, --repeats times without compiled
+                           programs and (part `warm`) with them
+
+On a CPU only a machine that does nothing else measures anything: `load` says whether it did.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+
+from karploop import cli
+from karploop.benchmark.names import RATES, WORKLOADS, chosen
+from karploop.config import Config
+from karploop.errors import RunFailed, UserError
+
+FLAGS = flags.FLAGS
+_DEFAULT = "configs/gemma3_270m_shape.py"
+_GEMMA = 262_144  # its vocabulary
+flags.DEFINE_string("config", _DEFAULT, "Whose model is measured, path/to/file.py[:ARG].")
+flags.DEFINE_string("workloads", "", f"Some of {','.join(WORKLOADS)}; empty: all.")
+flags.DEFINE_integer("repeats", 3, "Calls that are timed, of which the median counts.", 1)
+flags.DEFINE_integer(
+    "vocabulary",
+    None,
+    f"Rows of a random model's embedding; default: {_GEMMA} of the default config, else those of "
+    "its task's characters.",
+    2,
+)
+flags.DEFINE_string("loop", "configs/addition.py", "The loop whose rounds are measured.")
+flags.DEFINE_string("output", "", "Folder to add the results to; empty: none is written.")
+flags.DEFINE_string("machine", "", "What the results are called there, in words.")
+flags.DEFINE_string("only", "", "One workload, in this process (set by this program).")
+flags.DEFINE_string("task", "", "JSON file that it is told in and answers in (likewise).")
+
+
+def main(argv: list[str]) -> int:
+    cli.no_arguments(argv)
+    config = cli.load_config(FLAGS.config, _OVERRIDES)
+    loop = cli.load_config(FLAGS.loop, {})
+    vocabulary = FLAGS.vocabulary
+    if vocabulary is None and FLAGS.config == _DEFAULT and not config.policy.path:
+        vocabulary = _GEMMA
+    if FLAGS.only:
+        return _child(config, loop, vocabulary)
+    names = chosen(FLAGS.workloads)
+    if FLAGS.output and not FLAGS.machine:
+        raise UserError("--output keeps results by machine: say which this is by --machine='…'")
+    from karploop.benchmark import report
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workload's process, too
+    rates, rows = _call(RATES, {}), []
+    print(report.rates_line(rates), file=sys.stderr)
+    for name in names:
+        row = _start() if name == "start" else _call(name, {"limit": rates["limit"]})
+        row = {"workload": name, "machine": FLAGS.machine, "repeats": FLAGS.repeats} | row
+        row["rates"] = {key: rates[key] for key in ("flops", "copied", "read")}
+        rows.append(row)
+        print(report.line(row), flush=True)
+        if FLAGS.output:  # at once: the next one may fail
+            place = report.write([row], rates, pathlib.Path(FLAGS.output), FLAGS.machine)
+    print(report.table(rows))
+    if FLAGS.output:
+        print(f"written to {place}: results.jsonl, README.md, limit.png")
+    return 0
+
+
+def _child(config: Config, loop: Config, vocabulary: int | None) -> int:
+    """One workload, told and answered in a file."""
+    from karploop.benchmark import run  # imports jax
+
+    file, name = pathlib.Path(FLAGS.task), FLAGS.only
+    told = json.loads(file.read_text())
+    if name == RATES:
+        row = run.run_rates(config, vocabulary, FLAGS.repeats)
+    elif name == "loop":
+        row = run.run_loop(loop, FLAGS.repeats)
+    elif name == "start":
+        row = run.run_start(config, vocabulary, told["began"])
+    else:
+        row = run.run_work(name, config, vocabulary, FLAGS.repeats, told["limit"])
+    file.write_text(json.dumps(row))
+    return 0
+
+
+def _call(name: str, told: dict[str, Any], cache: str | None = None) -> dict[str, Any]:
+    """What a workload answers, in a process that finds no compiled programs but those in `cache`.
+
+    Raises:
+      UserError, RunFailed: as it says.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file, log = pathlib.Path(folder, "task.json"), pathlib.Path(folder, "log")
+        command = [sys.executable, "-m", "experiments.bench", *_ARGUMENTS]
+        command += [f"--only={name}", f"--task={file}"]
+        found = {
+            "JAX_COMPILATION_CACHE_DIR": cache or str(pathlib.Path(folder, "compiled")),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        file.write_text(json.dumps(told | {"began": time.time()}))
+        with open(log, "w") as out:
+            child = subprocess.run(command, env=os.environ | found, stdout=out, stderr=out)
+        said = log.read_text().strip()
+        if child.returncode == 2:
+            raise UserError(said.rpartition("error: ")[2])
+        if child.returncode:
+            raise RunFailed(f"the workload '{name}' failed:\n{said[-4000:]}")
+        return json.loads(file.read_text())
+
+
+def _start() -> dict[str, Any]:
+    """From the command to the first token, without compiled programs and with them."""
+    cold, warm = [], []
+    for _ in range(FLAGS.repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            cold.append(_call("start", {}, cache))
+            warm.append(_call("start", {}, cache))
+
+    def median(rows: list[dict[str, Any]], name: str) -> float:
+        return statistics.median(row[name] for row in rows)
+
+    steps = ("imports", "parameters", "sampling")
+    parts = {step: median(cold, step) for step in steps} | {"warm": median(warm, "seconds")}
+    parts |= {f"warm {step}": median(warm, step) for step in steps}
+    row = {name: value for name, value in cold[-1].items() if name not in steps}
+    seconds = [each["seconds"] for each in cold]
+    return row | {"seconds": statistics.median(seconds), "all_seconds": seconds, "parts": parts}
+
+
+if __name__ == "__main__":
+    _ARGUMENTS = sys.argv[1:]
+    sys.argv, _OVERRIDES = cli.split_overrides(sys.argv)
+    cli.run(main)

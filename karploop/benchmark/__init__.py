@@ -1,0 +1,1 @@
+"""How fast what a run does is on this machine, beside what the machine could do."""
