@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from karploop.config import MeshConfig
@@ -45,7 +45,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh over the devices of all processes.
 
     One process may leave devices idle (a mesh of 1 × 1 × 1 takes the first one). Several may not:
-    a process without a device in the mesh could not take part in its computations.
+    a process without a device in the mesh could not take part in its computations. Of several TPU
+    slices, which a slower network joins, whole parts of the axis `data` lie on each.
 
     Raises:
       UserError: the axes ask for more devices than there are, or for another number than there
@@ -73,7 +74,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"'config.mesh' ({shape}) takes {needed} of the {len(devices)} devices of "
             f"{jax.process_count()} processes: use all of them, for example by setting a size to -1"
         )
-    return jax.make_mesh(sizes, AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_arranged(sizes, devices[:needed]), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices by mesh axis, so that neighbours there are neighbours in the network."""
+    if devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(sizes, devices)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    data, *inside = sizes
+    if data % slices:
+        raise UserError(
+            f"'config.mesh.data' is {data}, and the devices are {slices} slices, over which it is "
+            f"split: use a multiple of {slices}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        [data // slices, *inside], [slices, 1, 1], devices, allow_split_physical_axes=True
+    )
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from karploop.models.decoder import Decoder
 from karploop.models.if_wanted import if_wanted
 
-CHUNK = 1 << 24  # most logits held at once, in numbers: 64 MiB in float32
+CHUNK = 1 << 24  # most logits held at once by a device, in numbers: 64 MiB in float32
 
 
 def token_logprobs(
@@ -42,7 +42,8 @@ def token_logprobs(
         logprobs_BxC = picked_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
         return logprobs_BxC, jnp.argmax(logits_BxCxV, axis=-1).astype(jnp.int32) == targets_BxC
 
-    return by_chunks(look, (hidden_BxLxE, targets_BxL), wanted_BxL, model.vocabulary)
+    given = (hidden_BxLxE, targets_BxL)
+    return by_chunks(look, given, wanted_BxL, model.vocabulary, model.parts)
 
 
 def by_chunks(
@@ -50,6 +51,7 @@ def by_chunks(
     given: tuple[jax.Array, ...],
     wanted_BxL: jax.Array,
     logits: int,
+    parts: int = 1,
 ) -> tuple[jax.Array, ...]:
     """What `look` finds at each position, some of them at a time; 0 or false where not wanted.
 
@@ -58,9 +60,11 @@ def by_chunks(
         What it closes over may have a gradient, too.
       given: arrays (B, L, …).
       logits: how many `look` holds of a position.
+      parts: into which devices split the batch. Were chunks of the whole batch's size, there would
+        be the more of them the more devices there are, each with its share of talk between them.
     """
     batch, length = wanted_BxL.shape
-    at_once = max(1, CHUNK // (batch * logits))
+    at_once = max(1, CHUNK * parts // (batch * logits))
 
     def only_wanted(found, wanted_BxC):
         return tuple(jnp.where(wanted_BxC, x_BxC, jnp.zeros((), x_BxC.dtype)) for x_BxC in found)
