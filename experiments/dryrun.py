@@ -16,6 +16,7 @@ import pathlib
 import sys
 
 from absl import flags
+from etils import epath
 
 from karploop import cli
 from karploop.dryrun import topology
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         topology.prepare_environment()
     elif FLAGS.num_slices > 1:
         raise cli.UserError("--num_slices counts slices of a --topology: name one")
-    from karploop.dryrun import run, report  # imports jax: behind the environment
+    from karploop.dryrun import report, run  # imports jax: behind the environment
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -64,9 +65,8 @@ def main(argv: list[str]) -> int:
         found = run.dry_run(config, where, only=FLAGS.programs, **more)
     line = json.dumps(found, sort_keys=True)
     if FLAGS.output:
-        path = pathlib.Path(FLAGS.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(found, sort_keys=True, indent=1) + "\n").encode())
+        data = json.dumps(found, sort_keys=True, indent=1) + "\n"
+        write_atomic(epath.Path(FLAGS.output), data.encode())
     print(line if FLAGS.json else report.render(found))
     return 0 if found["fits"] else DOES_NOT_FIT
 

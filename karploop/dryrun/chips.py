@@ -20,7 +20,7 @@ class Chip:
 
     Attributes:
       flops: bfloat16, a second.
-      memory: bytes; for TPUs the compiler's own limit, a little below, is what counts.
+      memory: bytes, of v5e those that its compiler grants; of others it may be a little less.
       bandwidth: of its memory, bytes a second.
       ring: bytes a second that it sends to the others of one mesh axis.
       between: the same where the axis goes over several slices.
@@ -39,7 +39,7 @@ class Chip:
 # By generation, as topologies are named: chips of one device but for the last.
 TPUS = {
     "v4": Chip("TPU v4", 275e12, 32e9, 1.228e12, 100e9),
-    "v5e": Chip("TPU v5e", 197e12, 16e9, 0.819e12, 100e9, 3.125e9),
+    "v5e": Chip("TPU v5e", 197e12, 15.75 * 2**30, 0.819e12, 100e9, 3.125e9),
     "v5p": Chip("TPU v5p", 459e12, 95e9, 2.765e12, 200e9),
     "v6e": Chip("TPU v6e", 918e12, 32e9, 1.638e12, 200e9, 12.5e9),
     # Two dies to a chip, each of which is a device: half of 2,307 TFLOP/s, 192 GB and 7,380 GB/s.

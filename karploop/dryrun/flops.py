@@ -79,7 +79,7 @@ def _factors(c: ModelConfig, name: str) -> int:
 def rollout(
     c: ModelConfig, vocabulary: int, prompts: int, samples: int, length: int, new: int
 ) -> float:
-    """FLOPs of sampling `new` tokens behind prompts of `length`, all of them as long as they may."""
+    """FLOPs of sampling `new` tokens, none fewer, behind prompts of `length`."""
     prefill = forward(c, vocabulary, prompts * length, length, prompts)
     steps = max(new - 1, 0)
     decode = forward(c, vocabulary, prompts * samples, length + new, prompts * samples)

@@ -159,15 +159,26 @@ def _group(line: str, devices: int) -> np.ndarray:
         shape, dims, order = (tuple(map(int, x.split(","))) if x else () for x in match.groups())
         ids = np.arange(math.prod(dims)).reshape(dims)
         return (ids.transpose(order) if order else ids).reshape(shape)[0]
-    if match := re.search(r"replica_groups=(?:@?mesh\w*)\[([^\]]*)\]\s*\{([^}]*)\}", line):
+    if match := _NAMED.search(line):
         return _by_names(*match.groups())
-    return np.arange(devices)
+    if "replica_groups=" not in line or "replica_groups={}" in line:
+        return np.arange(devices)
+    raise ValueError(f"replica groups in a form that is not known: {line.strip()[:400]}")
 
 
-def _by_names(axes: str, over: str) -> np.ndarray:
-    """The first group where it is said by axes, whole or cut: 'a', or 'a':(2)4 for the 4 after 2."""
+_NAMED = re.compile(
+    r"replica_groups=@?mesh\w*\[([^\]]*)\]"
+    r"(?:,?\s*device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
+)
+
+
+def _by_names(axes: str, dims: str | None, order: str | None, over: str) -> np.ndarray:
+    """The first group, said by axes: whole as 'a', or cut as 'a':(2)4, the 4 behind 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    ids = np.arange(math.prod(sizes.values()))
+    if dims and order:
+        ids = ids.reshape([*map(int, dims.split(","))]).transpose([*map(int, order.split(","))])
+    ids = ids.reshape(tuple(sizes.values()))
     index: list = [np.zeros(1, int)] * len(sizes)
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over):
         whole = sizes[name]

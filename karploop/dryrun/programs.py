@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from karploop.config import Config
-from karploop.data.prompting import PlainPrompting
 from karploop.data.pretrained import TOKENIZER_FILES
+from karploop.data.prompting import PlainPrompting
 from karploop.data.tokenizer import CharTokenizer
 from karploop.dryrun.hlo import Collective, collectives
 from karploop.errors import UserError

@@ -121,7 +121,7 @@ def render(found: dict[str, Any]) -> str:
 
 def _rendered(name: str, one: dict[str, Any], limit: float | None) -> list[str]:
     kinds = {**one["memory"], **({"beside": one["resident"]} if one["resident"] else {})}
-    sizes = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in kinds.items())
+    sizes = ", ".join(f"{kind} {size / GIB:.3g}" for kind, size in kinds.items())
     of = f" of {limit / GIB:.2f}" if limit else ""
     verdict = "fits" if one["fits"] else "DOES NOT FIT"
     lines = [f"{name}: {verdict}", f"  memory a device, GiB{of}: {sizes}"]

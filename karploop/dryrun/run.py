@@ -10,8 +10,16 @@ import jax
 from karploop.config import Config
 from karploop.dryrun.advice import fits
 from karploop.dryrun.chips import chip_of
-from karploop.dryrun.programs import ROLLOUT, SCORE, STEP, Laid, Program, compile_program, lay
-from karploop.dryrun.programs import lowerings
+from karploop.dryrun.programs import (
+    ROLLOUT,
+    SCORE,
+    STEP,
+    Laid,
+    Program,
+    compile_program,
+    lay,
+    lowerings,
+)
 from karploop.dryrun.report import limit_of, report
 from karploop.dryrun.search import candidates, spread
 from karploop.dryrun.topology import devices_of

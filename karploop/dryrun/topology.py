@@ -63,8 +63,8 @@ def devices_of(topology: str, num_slices: int = 1) -> Sequence:
     Raises:
       UserError: there is no such shape.
     """
-    from jax.experimental import topologies
     from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
 
     more: dict = {"num_slices": num_slices} if num_slices > 1 else {}
     if topology.startswith("v4:"):

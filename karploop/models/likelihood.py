@@ -68,7 +68,8 @@ def by_parts(model: Decoder, params: Any) -> Callable[[jax.Array], jax.Array]:
     copies = jax.lax.with_sharding_constraint(copies, NamedSharding(model.rows.mesh, spec))
 
     def one(matrix, hidden_BxCxE):
-        return model.apply({"params": {name: matrix}}, hidden_BxCxE, method="logits")
+        own = {"params": params["params"] | {name: matrix}}
+        return model.apply(own, hidden_BxCxE, method="logits")
 
     def predict(hidden_BxCxE):
         batch, *rest = hidden_BxCxE.shape
