@@ -111,6 +111,7 @@ def test_groups_of_named_axes_follow_the_order_of_devices():
         collectives(text.replace("mesh[", "other["), {"data": 4, "fsdp": 2})
 
 
+ADAPTERS = [LoraConfig(), LoraConfig(rank=4)]
 SHAPES = [
     dict(activation="swiglu", kv_heads=2, positions="rope"),
     dict(activation="gelu", tied=True),
