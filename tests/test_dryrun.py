@@ -118,9 +118,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "shape, lora", zip(SHAPES, [LoraConfig(), LoraConfig(rank=4)], strict=True)
-)
+@pytest.mark.parametrize("shape, lora", [*zip(SHAPES, ADAPTERS, strict=True)])
 def test_flops_are_those_that_the_compiler_counts(make_weights, shape, lora):
     """Of an unrolled model with products so large that what is left out counts little."""
     wide = dict(width=128, heads=4, head_width=32, mlp_width=512, max_length=64)
