@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from karploop.chains.definition import Chain
@@ -114,10 +115,13 @@ class _Deciding(NamedTuple):
             yield ask.role, "text"
 
 
-def prepare(config: Config) -> Machinery:
+def prepare(config: Config, devices: Sequence[jax.Device] | None = None) -> Machinery:
     """Checks the config against task, mesh and filters, and lays the model on the mesh.
 
     Nothing is compiled yet.
+
+    Args:
+      devices: to lay it on; None: all there are.
 
     Raises:
       UserError: anything that would fail later, found now.
@@ -128,7 +132,7 @@ def prepare(config: Config) -> Machinery:
     for start, of_phase in configs.items():
         with told_of(start):
             deciding[start] = _decide(of_phase, task)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     policy = make_policy(config, task)
     for start, of_phase in configs.items():
         with told_of(start):
@@ -138,17 +142,9 @@ def prepare(config: Config) -> Machinery:
     role = policy.role
     source = functools.partial(load_params, role.checkpoint) if role else None
     weights = Weights(policy.config, policy.vocabulary, mesh, source)
-    prompting = policy.prompting
-    sampler = Sampler(
-        weights,
-        prompting.tokenizer,
-        prompt_length=policy.prompt_length,
-        completion_length=policy.completion_length,
-        prefix=prompting.prefix,
-        stop_ids=prompting.stop_ids,
-    )
+    sampler = make_sampler(weights, policy)
     teacher = _teacher(configs, roles, policy, weights)
-    trainers = _trainers(configs, weights, policy, teacher)
+    trainers = make_trainers(configs, weights, policy, teacher)
     first, *later = (
         Machinery(
             *(configs[start], task, *deciding[start]),
@@ -232,7 +228,7 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
     stages = ("train",) if policy.role else ("warmup", "train")
     for where in ("generate.batch", "evaluate.batch", *(f"{stage}.rows" for stage in stages)):
         stage, name = where.split(".")
-        _check_batch(config, stage, name, mesh)
+        check_divides(config, stage, name, mesh)
         needed, what = policy.row_length, "example"
         if stage == "train" and config.objective.name == "policy_gradient":
             # What was sampled is learnt behind what it was sampled from.
@@ -252,7 +248,7 @@ def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
             )
 
 
-def _check_batch(config: Config, stage: str, name: str, mesh: Mesh) -> None:
+def check_divides(config: Config, stage: str, name: str, mesh: Mesh) -> None:
     """Raises UserError unless what is computed at a time divides over the mesh."""
     where, settings = f"config.{stage}.{name}", getattr(config, stage)
     size, parts = getattr(settings, name), getattr(settings, "accumulation", 1)
@@ -300,7 +296,20 @@ def _teacher(
     return Weights(model.config, model.vocabulary, weights.mesh)
 
 
-def _trainers(
+def make_sampler(weights: Weights, policy: Policy) -> Sampler:
+    """What samples from the policy and scores by it."""
+    prompting = policy.prompting
+    return Sampler(
+        weights,
+        prompting.tokenizer,
+        prompt_length=policy.prompt_length,
+        completion_length=policy.completion_length,
+        prefix=prompting.prefix,
+        stop_ids=prompting.stop_ids,
+    )
+
+
+def make_trainers(
     configs: Mapping[int, Config], weights: Weights, policy: Policy, teacher: Weights | None
 ) -> dict[int, dict[str, Trainer]]:
     """By phase and training stage, one compiled step for all that compile the same."""

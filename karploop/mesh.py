@@ -45,7 +45,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh over the devices of all processes.
 
     One process may leave devices idle (a mesh of 1 × 1 × 1 takes the first one). Several may not:
-    a process without a device in the mesh could not take part in its computations.
+    a process without a device in the mesh could not take part in its computations. Of several TPU
+    slices, which a slower network joins, whole parts of the axis `data` lie on each.
 
     Raises:
       UserError: the axes ask for more devices than there are, or for another number than there
@@ -73,11 +74,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"'config.mesh' ({shape}) takes {needed} of the {len(devices)} devices of "
             f"{jax.process_count()} processes: use all of them, for example by setting a size to -1"
         )
-    axis_types = (AxisType.Auto,) * 3
-    slices = len({getattr(device, "slice_index", 0) for device in devices[:needed]})
+    return Mesh(_arranged(sizes, devices[:needed]), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices by mesh axis, so that neighbours there are neighbours in the network."""
+    if devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(sizes, devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
-        return Mesh(join_slices(sizes, devices, slices), AXES, axis_types=axis_types)
-    return jax.make_mesh(sizes, AXES, devices=devices[:needed], axis_types=axis_types)
+        return join_slices(sizes, devices, slices)
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def join_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> np.ndarray:

@@ -64,7 +64,7 @@ def test_after_its_first_round_a_loop_compiles_nothing(store, shared, name):
     """Though prompts get longer, and what is kept, compared and trained on is never as much."""
     config = resolve(TINY, OBJECTIVES[name])
     shared.weights._live.clear()
-    trainers = machinery._trainers({0: config}, shared.weights, shared.policy, None)[0]
+    trainers = machinery.make_trainers({0: config}, shared.weights, shared.policy, None)[0]
     rounds, compiled = [], [0]
 
     def count(event, seconds, **_):

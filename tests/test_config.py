@@ -116,6 +116,7 @@ CONFIGS = {
     "addition": "tiny",
     "reversal": "",
     "checkpoint": "chat",
+    "shapes": "8b",
     "gemma3_270m": "",
     "gemma3_270m_shape": "",
     "zipf": "",

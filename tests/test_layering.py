@@ -32,6 +32,7 @@ LAYERS = [
     {"lineage", "retention", "export", "judge_study", "reviewing"},
     {"machinery"},
     {"bindings", "forecast"},
+    {"dryrun"},
     {"loop"},
     {"cli"},
     {"run_directory"},

@@ -23,6 +23,7 @@ width, E model width, F feed-forward width, V vocabulary.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -280,6 +281,14 @@ class Decoder(nn.Module):
     config: ModelConfig
     vocabulary: int
     rows: NamedSharding | None = None
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts devices split a batch."""
+        if self.rows is None:
+            return 1
+        axes = self.rows.spec[0]
+        return math.prod(self.rows.mesh.shape[axis] for axis in axes)
 
     def setup(self):
         c = self.config

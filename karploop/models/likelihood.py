@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from karploop.models.decoder import Decoder
 from karploop.models.if_wanted import if_wanted
 
-CHUNK = 1 << 24  # most logits held at once, in numbers: 64 MiB in float32
+CHUNK = 1 << 24  # most logits held at once by a device, in numbers: 64 MiB in float32
 
 
 def token_logprobs(
@@ -36,13 +37,46 @@ def token_logprobs(
       best_BxL: whether it is the most probable token, bool; false where it is not wanted.
     """
 
+    predict = by_parts(model, params)
+
     def look(hidden_BxCxE, targets_BxC):
-        logits_BxCxV = model.apply(params, hidden_BxCxE, method="logits")
+        logits_BxCxV = predict(hidden_BxCxE)
         picked_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
         logprobs_BxC = picked_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
         return logprobs_BxC, jnp.argmax(logits_BxCxV, axis=-1).astype(jnp.int32) == targets_BxC
 
-    return by_chunks(look, (hidden_BxLxE, targets_BxL), wanted_BxL, model.vocabulary)
+    given = (hidden_BxLxE, targets_BxL)
+    return by_chunks(look, given, wanted_BxL, model.vocabulary, model.parts)
+
+
+def by_parts(model: Decoder, params: Any) -> Callable[[jax.Array], jax.Array]:
+    """The head, hidden_BxCxE → logits_BxCxV, for a loop over chunks.
+
+    Where devices split the batch, each part has the head's matrix to itself, laid out before the
+    loop. Its gradient is then summed over chunks on the device, and over devices once behind the
+    loop; of a matrix that all parts share, it would be summed over devices in every chunk.
+    """
+    parts = model.parts
+    if parts == 1:
+        return lambda hidden_BxCxE: model.apply(params, hidden_BxCxE, method="logits")
+    name, axis = ("embedding", 0) if model.config.tied else ("head", 1)
+    matrix = params["params"][name]
+    lying = [None] * matrix.ndim
+    lying[axis] = PartitionSpec.UNCONSTRAINED
+    spec = PartitionSpec(model.rows.spec[0], *lying)
+    copies = jnp.broadcast_to(matrix, (parts, *matrix.shape))
+    copies = jax.lax.with_sharding_constraint(copies, NamedSharding(model.rows.mesh, spec))
+
+    def one(matrix, hidden_BxCxE):
+        own = {"params": params["params"] | {name: matrix}}
+        return model.apply(own, hidden_BxCxE, method="logits")
+
+    def predict(hidden_BxCxE):
+        batch, *rest = hidden_BxCxE.shape
+        logits = jax.vmap(one)(copies, hidden_BxCxE.reshape(parts, batch // parts, *rest))
+        return logits.reshape(batch, *logits.shape[2:])
+
+    return predict
 
 
 def by_chunks(
@@ -50,6 +84,7 @@ def by_chunks(
     given: tuple[jax.Array, ...],
     wanted_BxL: jax.Array,
     logits: int,
+    parts: int = 1,
 ) -> tuple[jax.Array, ...]:
     """What `look` finds at each position, some of them at a time; 0 or false where not wanted.
 
@@ -58,9 +93,11 @@ def by_chunks(
         What it closes over may have a gradient, too.
       given: arrays (B, L, …).
       logits: how many `look` holds of a position.
+      parts: into which devices split the batch. Were chunks of the whole batch's size, there would
+        be the more of them the more devices there are, each with its share of talk between them.
     """
     batch, length = wanted_BxL.shape
-    at_once = max(1, CHUNK // (batch * logits))
+    at_once = max(1, CHUNK * parts // (batch * logits))
 
     def only_wanted(found, wanted_BxC):
         return tuple(jnp.where(wanted_BxC, x_BxC, jnp.zeros((), x_BxC.dtype)) for x_BxC in found)

@@ -64,9 +64,10 @@ class Sampler:
         extra = 0 if len(prefix) else len(_start(tokenizer))
         self.prompt_lengths = sorted(length + extra for length in lengths)
         self.completion_length = completion_length + 1
-        self.mesh = weights.mesh
+        self.mesh, self._abstract = weights.mesh, weights.abstract
         model, mesh = weights.model, weights.mesh
         rows, whole = batch_sharding(mesh), replicated(mesh)
+        scorer = model.clone(rows=rows if mesh.size > 1 else None)
 
         def given(prefix_L):
             return prefix_L if len(prefix) else None
@@ -101,7 +102,7 @@ class Sampler:
         )
         self._score = jax.jit(
             lambda params, tokens_BxL, starts_B, lengths_B, prefix_L: score(
-                model, params, tokens_BxL, starts_B, lengths_B, given(prefix_L)
+                scorer, params, tokens_BxL, starts_B, lengths_B, given(prefix_L)
             ),
             in_shardings=(weights.shardings, rows, rows, rows, whole),
             out_shardings=whole,
@@ -168,6 +169,23 @@ class Sampler:
             )
 
         return [[completion(p * samples + s) for s in range(samples)] for p in range(len(prompts))]
+
+    def lower_decode(
+        self, batch: int, *, samples: int, sampling: Sampling, fused_steps: int = 4
+    ) -> jax.stages.Lowered:
+        """The program of `complete` for the longest prompts, from shapes alone."""
+        tokens_PxL = jax.ShapeDtypeStruct((batch, self.prompt_lengths[-1]), np.int32)
+        ids_P, numbers_P = (jax.ShapeDtypeStruct((batch,), t) for t in (np.uint32, np.int32))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        given = (tokens_PxL, numbers_P, ids_P, numbers_P, key, self.prefix)
+        return self._decode.lower(self._abstract, *given, samples, sampling, fused_steps)
+
+    def lower_score(self, batch: int) -> jax.stages.Lowered:
+        """The program of `score` for the longest texts, from shapes alone."""
+        longest = self.prompt_lengths[-1] + self.completion_length
+        tokens_BxL = jax.ShapeDtypeStruct((batch, longest), np.int32)
+        numbers_B = jax.ShapeDtypeStruct((batch,), np.int32)
+        return self._score.lower(self._abstract, tokens_BxL, numbers_B, numbers_B, self.prefix)
 
     def score(
         self,

@@ -126,7 +126,7 @@ def token_divergences(
 
     given = (student.hidden_BxLxE, jax.lax.stop_gradient(teacher.hidden_BxLxE), targets_BxL)
     logits = sum(model.vocabulary for model in models)
-    return by_chunks(look, given, wanted_BxL, logits)
+    return by_chunks(look, given, wanted_BxL, logits, student.model.parts)
 
 
 def divergences(

@@ -182,6 +182,11 @@ class Trainer:
         )
 
         compared = teacher if objective.reads == DIVERGENCES else None
+        # Of what a step reads and does not change.
+        self._beside = (
+            weights.abstract if lora.rank else (),
+            compared.abstract if compared else (),
+        )
 
         def step(state: TrainState, frozen: Any, taught: Any, batch: Batch, rate: jax.Array):
             beside = (compared.model, taught) if compared else None
@@ -241,6 +246,14 @@ class Trainer:
             batch = split(batch, self._accumulation)
         on_mesh = _put(batch, self._step_shardings)
         return self._step(state, frozen, taught, on_mesh, jnp.float32(rate))
+
+    def lower_step(self, batch: Batch) -> jax.stages.Lowered:
+        """The program of `step`, from shapes alone: of a batch, none of which is read."""
+        if self._accumulation > 1:
+            batch = split(batch, self._accumulation)
+        of_batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+        rate = jax.ShapeDtypeStruct((), np.float32)
+        return self._step.lower(self.abstract, *self._beside, of_batch, rate)
 
     def logprobs(self, params: Any, batch: Batch) -> np.ndarray:
         """What whole parameters say of a batch's targets, logprobs_BxL, as a step would see it."""

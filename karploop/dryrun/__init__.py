@@ -1,0 +1,1 @@
+"""What a run's programs take on devices that are not here."""
