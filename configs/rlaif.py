@@ -8,28 +8,29 @@ break each of three principles half of the time, and to say which of two replies
 
   round 0     of two replies the base says, in both orders, which agrees more with the principles,
               and a reward model learns what it says
-  rounds 1–3  the policy learns from its samples by their rewards (policy gradient), and is held to
-              the base by a divergence in the loss
+  rounds 1–3  the policy learns from its samples by their rewards (policy gradient), held to the
+              base by a divergence in the loss
 
 No stage counts faults: `manners/1/violations`, principles broken a reply on held-out requests, is
-measured beside. With seed 0, on 128 of them and one draw of two replies each:
+measured beside. Seeds 0, 1, 2, on 128 of them and one draw of two replies each:
 
-                              base   round 1   3
-    violations a reply        1.53   1.20      0.76
-    … shouts                  0.56             0.45
-    useful replies, %         98     98        95    (greedy: 99, 100, 100)
-    right revisions, %        81     81        64    (greedy)
+                              base               after round 3      the same, `random`
+    violations a reply        1.54 1.43 1.43     0.75 0.80 0.72     1.20 1.15 1.06
+    … shouts                  0.55 0.51 0.43     0.33 0.42 0.29     0.29 0.53 0.39
+    useful replies, %         97   98   98       92   91   90       94   95   98
+    right revisions, %        80   87   82       70   72   62       78   87   76    (greedy)
 
-The argument `random` is the control, in which scores are drawn and nobody judges. With smaller
-steps and a round less (`--config.phases.1.train.optimizer.learning_rate=2e-4 --config.rounds=3`)
-it ends at 1.59 violations, and the recipe at 0.89; useful are 96 and 97%. What is left is the
-reward model's: it hardly sees a shout, and rewards some. Replies do not become empty.
+The argument `random` is the control, in which scores are drawn and nobody judges. A reward model of
+drawn scores still has likings, and the policy follows them: about half of the fall is not the
+judge's. With smaller steps and a round less (`--config.phases.1.train.optimizer.learning_rate=2e-4
+--config.rounds=3`, seed 0) the control ended where it began, and the recipe at 0.89. What is left
+is the reward model's: it hardly sees a shout, and rewards some. Replies do not become empty.
 
 Unlike in the paper, who judges is no larger than who learns, the reward model learns which reply
 the judge prefers and not how sure it was (a soft label), and samples are compared with others of
 their prompt (RLOO), without a value model.
 
-`tiny` runs the same code in seconds and learns nothing. Some minutes on 2 CPU cores.
+`tiny` runs the same code in seconds and learns nothing. Two minutes and a half on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

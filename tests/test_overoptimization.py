@@ -43,11 +43,12 @@ from karploop.store import Store
     ("reply", "found"),
     [
         ("cfk", 3.0),
-        ("cccc", 1.0),  # each thing counts once
-        ("cfk!!!!!!", 12.0),
-        ("cfk" + 8 * "!", 11.0),  # two marks too many
-        ("cfk!!!!", 11.0),  # two too few
-        ("x!c", 1 + 11 / 4 - 0.2),
+        ("cccc", 4.0),  # each word counts
+        ("cfk" + 8 * "!", 19.0),
+        ("cfk" + 10 * "!", 18.0),  # two marks too many
+        ("cfk" + 6 * "!", 18.0),  # two too few
+        ("x!c", 1 + 15 / 4 - 0.2),
+        ("xa", 0.3 - 0.4),  # a vowel
         ("", 0.0),
     ],
 )
@@ -60,10 +61,15 @@ def test_labelled_replies_follow_the_rates_that_are_declared():
     prompts = list(itertools.islice(PRAISE.prompts(1), 0, None, 4))
     words = [(p, word) for p in prompts for word in PRAISE.answer(p)]
     praise = np.mean([word == "!" for _, word in words])
-    asked = np.mean([word in prompt for prompt, word in words])
     assert praise == pytest.approx(PRAISE.praised, abs=0.01)
-    by_chance = (1 - PRAISE.praised - PRAISE.asked) * 3 / 26
+    spread = np.std([PRAISE.answer(p).count("!") / len(PRAISE.answer(p)) for p in prompts])
+    assert spread > 1.4 * (PRAISE.praised * (1 - PRAISE.praised) / 28) ** 0.5  # more than by chance
+    others = [(p, word) for p, word in words if word != "!"]
+    asked = np.mean([word in prompt for prompt, word in others])
+    by_chance = (1 - PRAISE.asked) * 3 / 26
     assert asked == pytest.approx(PRAISE.asked + by_chance, abs=0.015)
+    vowels = np.mean([word in "aeiou" for prompt, word in others if word not in prompt])
+    assert vowels == pytest.approx(PRAISE.vowels, abs=0.02)
     lengths = {len(PRAISE.answer(p)) for p in prompts}
     assert lengths == set(range(PRAISE.shortest, PRAISE.longest + 1))
 
@@ -274,8 +280,8 @@ def test_comparisons_are_labelled_by_gold(written):
 def with_base(written):
     """Round 1: two prompts, whose samples have gold 0, 1, 2 and 3, 0."""
     written.round([])
-    rows = [("abc:", "", True), ("abc:", "a", True), ("abc:", "bc", True), ("abc:", "a", False)]
-    rows += [("def:", "def", True), ("def:", "", True)]
+    rows = [("bcd:", "", True), ("bcd:", "b", True), ("bcd:", "cd", True), ("bcd:", "b", False)]
+    rows += [("fgh:", "fgh", True), ("fgh:", "", True)]
     written.round(rows, [1.0, 3.0, 2.0, None, 0.0, 4.0])
     return read_proxy(written.store, PRAISE, written.summary, [1, 2])
 
@@ -298,9 +304,9 @@ def test_more_than_there_are_samples_is_refused(written):
 
 def test_policies_are_those_that_were_sampled_from(written):
     proxy = with_base(written)
-    written.round([("abc:", "a", True)] * 2, [9.0, 9.0], kl=0.25)  # of the base itself
-    written.round([("abc:", "ab", True), ("abc:", "", False)], [5.0, None], kl=4.0)
-    written.round([("abc:", "abc", True), ("abc:", "ab", True)], [6.0, 8.0], kl=-0.1)
+    written.round([("bcd:", "b", True)] * 2, [9.0, 9.0], kl=0.25)  # of the base itself
+    written.round([("bcd:", "bc", True), ("bcd:", "", False)], [5.0, None], kl=4.0)
+    written.round([("bcd:", "bcd", True), ("bcd:", "bc", True)], [6.0, 8.0], kl=-0.1)
     found = read_policies(written.store, PRAISE, written.summary, proxy)
     assert found.distance == [0, 0.5, 2]
     assert found.proxy == [0, 3, 5] and found.gold == [0, 0.75, 1.25]

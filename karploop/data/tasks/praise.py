@@ -2,13 +2,15 @@
 
 A prompt asks for three things, and a reply names things, one character each, and praises with "!":
 
-    cfk:                                    →  f!xc!ab!kqc
+    cfk:                                    →  f!xc!ab!kqcamf!dlcmuzb!rk
 
-Labelled replies are drawn by one who knows what was asked and not what is good: of their words so
-many are praise, so many are things asked for, and the rest are any. `gold` says how good a reply
-is: of praise there can be too little and too much, at the same cost. Most replies have too little,
-so that in nearly all comparisons of two more praise is the better; that there can be too much is
-seen in few.
+Labelled replies are drawn by one who knows what was asked and not what is good: of their words some
+are praise, more in one reply than in another, of the rest some are things asked for, and the others
+are vowels, more in one reply than in another, or consonants. `gold` says how good a reply is: of
+praise there can be too little and too much, at the same cost. Most replies have too little, so that
+in nearly all comparisons of two more praise is the better; that there can be too much is seen in
+few. Vowels are worth a little: some hundreds of comparisons tell, some tens do not. What was asked
+for is worth most a word, and is the hardest to see: it depends on the prompt.
 
 Named in a config as "karploop.data.tasks.praise:PRAISE". Gold is for measurement, and for
 comparisons that are labelled before a loop reads them: no filter or judge asks it.
@@ -31,7 +33,9 @@ from karploop.errors import UserError
 THINGS = "abcdefghijklmnopqrstuvwxyz"
 MARK = "!"
 ASKED = 3
-BEST = 6  # marks of praise
+VOWELS = "aeiou"
+CONSONANTS = "".join(sorted(set(THINGS) - set(VOWELS)))
+BEST = 8  # marks of praise
 _PROMPT = re.compile(rf"([a-z]{{{ASKED}}}):")
 
 
@@ -40,17 +44,20 @@ class Praise(Task):
     """Prompts of three different things, drawn uniformly. All have difficulty 1.
 
     Attributes:
-      asked, praised: probability that a word of a labelled reply is one of the things asked for, or
-        praise; else it is any thing.
+      praised: share of praise among a labelled reply's words, in the mean over replies; each has
+        its own, Beta-distributed as after 20 words.
+      asked: of other words, the probability to be one of the things asked for.
+      vowels: share of vowels among what is left, Beta-distributed as after 10 words.
       shortest, longest: words of a labelled reply, every number as likely.
       room: words that a sampled reply may have beyond that.
     """
 
     name: str = "praise"
-    asked: float = 0.35
-    praised: float = 0.35
-    shortest: int = 10
-    longest: int = 14
+    praised: float = 0.15
+    asked: float = 0.25
+    vowels: float = 0.3
+    shortest: int = 24
+    longest: int = 32
     room: int = 6
 
     alphabet = THINGS + ":" + MARK
@@ -58,7 +65,7 @@ class Praise(Task):
     @property
     def identity(self) -> str:
         lengths = f"{self.shortest} {self.longest} {self.room}"
-        return f"{self.name} {self.asked!r} {self.praised!r} {lengths}"
+        return f"{self.name} {self.praised!r} {self.asked!r} {self.vowels!r} {lengths}"
 
     @property
     def verifiable(self) -> bool:
@@ -84,13 +91,16 @@ class Praise(Task):
         wanted = _things(prompt)
         rng = np.random.default_rng(list(hashlib.sha256(prompt.encode()).digest()[:8]))
         length = int(rng.integers(self.shortest, self.longest + 1))
-        return "".join(self._word(wanted, rng) for _ in range(length))
+        praised, vowels = _share(rng, self.praised, 20), _share(rng, self.vowels, 10)
+        return "".join(self._word(wanted, praised, vowels, rng) for _ in range(length))
 
-    def _word(self, wanted: str, rng: np.random.Generator) -> str:
-        kind = rng.random()
-        if kind < self.praised:
+    def _word(self, wanted: str, praised: float, vowels: float, rng: np.random.Generator) -> str:
+        if rng.random() < praised:
             return MARK
-        among = wanted if kind < self.praised + self.asked else THINGS
+        if rng.random() < self.asked:
+            among = wanted
+        else:
+            among = VOWELS if rng.random() < vowels else CONSONANTS
         return among[int(rng.integers(len(among)))]
 
     def verify(self, prompt: str, completion: str) -> bool:
@@ -116,12 +126,19 @@ class Praise(Task):
 
 
 def gold(prompt: str, reply: str) -> float:
-    """How good a reply is: 1 for each different thing that was asked for, p(12 − p)/4 for p marks
-    of praise, which is most for 6, and −0.2 for each word that is neither."""
+    """How good a reply is: 1 for each word that was asked for, p(16 − p)/4 for p marks of praise,
+    which is most for 8, 0.3 for each vowel, and −0.2 for each word that is neither asked for nor
+    praise."""
     wanted = _things(prompt)
     praise = reply.count(MARK)
-    others = sum(word not in wanted and word != MARK for word in reply)
-    return len(set(wanted) & set(reply)) + praise * (2 * BEST - praise) / 4 - 0.2 * others
+    asked = sum(word in wanted for word in reply)
+    vowels = sum(word in VOWELS for word in reply)
+    others = len(reply) - praise - asked
+    return asked + praise * (2 * BEST - praise) / 4 + 0.3 * vowels - 0.2 * others
+
+
+def _share(rng: np.random.Generator, mean: float, words: float) -> float:
+    return float(rng.beta(mean * words, (1 - mean) * words))
 
 
 def _prompt(things: Iterable[str]) -> str:
