@@ -1,8 +1,9 @@
 """Log-probabilities of given tokens, without holding logits for a whole batch.
 
-Logits of 8 × 1024 tokens over a vocabulary of 262,144 are 8 GiB. Positions are taken in chunks
-instead, each chunk's logits made, read and dropped; the backward pass makes them again. Those
-that somebody wants come first, and chunks in which there are none are passed over.
+Logits of 8 × 1024 tokens over a vocabulary of 262,144 are 8 GiB. `token_logprobs` goes over the
+vocabulary by blocks (`head.py`). Whatever else needs logits takes positions in chunks, each chunk's
+logits made, read and dropped; the backward pass makes them again. Either way positions that
+somebody wants come first, and the others are passed over.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from karploop.models.decoder import Decoder
+from karploop.models.head import Form, read_targets
 from karploop.models.if_wanted import if_wanted
 
 CHUNK = 1 << 24  # most logits held at once by a device, in numbers: 64 MiB in float32
@@ -34,49 +36,55 @@ def token_logprobs(
 
     Returns:
       logprobs_BxL: its log-probability in nats, float32; 0 where it is not wanted.
-      best_BxL: whether it is the most probable token, bool; false where it is not wanted.
+      best_BxL: whether no token is more probable, bool; false where it is not wanted.
     """
+    config, parts = model.config, model.parts
+    batch, length = wanted_BxL.shape
 
-    predict = by_parts(model, params)
+    def by_part(x_BxLx):  # a part is what one device holds of the batch
+        return x_BxLx.reshape(parts, batch // parts * length, *x_BxLx.shape[2:])
 
-    def look(hidden_BxCxE, targets_BxC):
-        logits_BxCxV = predict(hidden_BxCxE)
-        picked_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
-        logprobs_BxC = picked_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
-        return logprobs_BxC, jnp.argmax(logits_BxCxV, axis=-1).astype(jnp.int32) == targets_BxC
+    wanted_PxN = by_part(wanted_BxL)
+    order_PxN = jnp.argsort(~wanted_PxN, axis=1, stable=True)
+    place_PxN = jnp.argsort(order_PxN, axis=1)
+    hidden_PxNxE = jnp.take_along_axis(by_part(hidden_BxLxE), order_PxN[..., None], axis=1)
+    targets_PxN = jnp.take_along_axis(by_part(targets_BxL), order_PxN, axis=1)
+    found = read_targets(
+        Form(config.tied, config.logit_softcap, config.dtype),
+        hidden_PxNxE,
+        _head(model, params),
+        targets_PxN.astype(jnp.int32),
+        wanted_PxN.sum(axis=1).max(),
+    )
 
-    given = (hidden_BxLxE, targets_BxL)
-    return by_chunks(look, given, wanted_BxL, model.vocabulary, model.parts)
+    def back(x_PxN):
+        x_BxL = jnp.take_along_axis(x_PxN, place_PxN, axis=1).reshape(batch, length)
+        return jnp.where(wanted_BxL, x_BxL, jnp.zeros((), x_BxL.dtype))
+
+    return back(found[0]), back(found[1])
 
 
-def by_parts(model: Decoder, params: Any) -> Callable[[jax.Array], jax.Array]:
-    """The head, hidden_BxCxE → logits_BxCxV, for a loop over chunks.
+def _head(model: Decoder, params: Any) -> jax.Array:
+    """The output matrix as `read_targets` wants it.
 
-    Where devices split the batch, each part has the head's matrix to itself, laid out before the
-    loop. Its gradient is then summed over chunks on the device, and over devices once behind the
-    loop; of a matrix that all parts share, it would be summed over devices in every chunk.
+    Where devices split the batch, each part has it to itself, laid out before any loop. Its
+    gradient is then summed over devices once; of a matrix that all parts share it would be in every
+    turn of a loop.
     """
+    tied = model.config.tied
+    matrix = params["params"]["embedding" if tied else "head"]
     parts = model.parts
-    if parts == 1:
-        return lambda hidden_BxCxE: model.apply(params, hidden_BxCxE, method="logits")
-    name, axis = ("embedding", 0) if model.config.tied else ("head", 1)
-    matrix = params["params"][name]
-    lying = [None] * matrix.ndim
-    lying[axis] = PartitionSpec.UNCONSTRAINED
-    spec = PartitionSpec(model.rows.spec[0], *lying)
+    shards = model.rows.mesh.shape["tensor"] if model.rows is not None else 1
+    if tied:
+        matrix = matrix.reshape(shards, -1, matrix.shape[1])
+    else:
+        matrix = matrix.reshape(matrix.shape[0], shards, -1)
     copies = jnp.broadcast_to(matrix, (parts, *matrix.shape))
-    copies = jax.lax.with_sharding_constraint(copies, NamedSharding(model.rows.mesh, spec))
-
-    def one(matrix, hidden_BxCxE):
-        own = {"params": params["params"] | {name: matrix}}
-        return model.apply(own, hidden_BxCxE, method="logits")
-
-    def predict(hidden_BxCxE):
-        batch, *rest = hidden_BxCxE.shape
-        logits = jax.vmap(one)(copies, hidden_BxCxE.reshape(parts, batch // parts, *rest))
-        return logits.reshape(batch, *logits.shape[2:])
-
-    return predict
+    if model.rows is None:
+        return copies
+    axes = ("tensor", None, None) if tied else (None, "tensor", None)
+    spec = PartitionSpec(model.rows.spec[0], *axes)
+    return jax.lax.with_sharding_constraint(copies, NamedSharding(model.rows.mesh, spec))
 
 
 def by_chunks(
