@@ -360,6 +360,8 @@ def test_tables_and_plot_are_written(tmp_path):
         *("table.md", "table.tex", "table.csv", "table.png"),
     }
     assert "n = 16" in text and "65.0 [" in text
+    [row] = [line.split() for line in text.splitlines() if line.startswith(f"{BEST_OF_N}  ")][:1]
+    assert row[-2:] == ["1.00", "1.000"]  # of the mean over seeds
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     at = {(r["way"], r["comparisons"], r["measure"], r["point"]): r for r in rows}
@@ -377,7 +379,7 @@ def test_a_curve_too_short_for_a_form_has_none(tmp_path):
         line for line in text.splitlines() if line.startswith("policy gradient") and "8" in line
     ]
     # Largest gain and its place, nothing to lose, no form, no agreement.
-    assert row.split()[2:] == ["8", "0.00", "0.00", *["–"] * 7]
+    assert row.split()[2:] == ["8", "0.00", "0.00", *["–"] * 9]
 
 
 def test_folders_and_numbers_are_checked_first(tmp_path):
