@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from karploop.config import MeshConfig, OptimizerConfig
-from karploop.mesh import make_mesh
+from karploop.mesh import batch_sharding, make_mesh
 from karploop.models import head, likelihood
 from karploop.models.if_wanted import if_wanted
 from karploop.models.weights import Weights
@@ -52,6 +52,31 @@ def test_blocks_change_neither_value_nor_gradient(
 
     monkeypatch.setattr(head, "_ON_CPU", (columns * at_once, columns))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found(), plainly())
+
+
+@pytest.mark.parametrize("vocabulary", [15, 16])  # 15 does not divide over `tensor`
+@pytest.mark.parametrize("tied", [False, True])
+def test_devices_together_find_what_one_does(make_weights, make_params, tied, vocabulary):
+    config = make_weights(tied=tied).model.config
+    wanted_4x6 = jax.random.bernoulli(jax.random.key(2), 0.6, (4, 6))
+    hidden_4x6xE = jax.random.normal(jax.random.key(0), (4, 6, 16))
+    targets_4x6 = jax.random.randint(jax.random.key(1), (4, 6), 0, vocabulary)
+    params = make_params(Weights(config, vocabulary, make_mesh(MeshConfig(data=1))))
+
+    def found(mesh):
+        weights = Weights(config, vocabulary, make_mesh(mesh))
+        rows = batch_sharding(weights.mesh) if weights.mesh.size > 1 else None
+        model = weights.model.clone(rows=rows)
+
+        def total(params, hidden_BxLxE):
+            found = likelihood.token_logprobs(model, params, hidden_BxLxE, targets_4x6, wanted_4x6)
+            return (found[0] * jnp.arange(6.0)[None]).sum(), found
+
+        given = jax.device_put(jax.device_get(params), weights.shardings), hidden_4x6xE
+        return jax.device_get(jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(*given))
+
+    one, together = found(MeshConfig(data=1)), found(MeshConfig(data=2, fsdp=2, tensor=2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, together)
 
 
 def test_a_matrix_that_is_frozen_has_no_gradient(make_weights, make_params):

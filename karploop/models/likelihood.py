@@ -75,6 +75,8 @@ def _head(model: Decoder, params: Any) -> jax.Array:
     matrix = params["params"]["embedding" if tied else "head"]
     parts = model.parts
     shards = model.rows.mesh.shape["tensor"] if model.rows is not None else 1
+    if model.vocabulary % shards:
+        shards = 1  # a vocabulary that does not divide lies whole on each device
     if tied:
         matrix = matrix.reshape(shards, -1, matrix.shape[1])
     else:
@@ -82,7 +84,8 @@ def _head(model: Decoder, params: Any) -> jax.Array:
     copies = jnp.broadcast_to(matrix, (parts, *matrix.shape))
     if model.rows is None:
         return copies
-    axes = ("tensor", None, None) if tied else (None, "tensor", None)
+    of_rows = "tensor" if shards > 1 else None
+    axes = (of_rows, None, None) if tied else (None, of_rows, None)
     spec = PartitionSpec(model.rows.spec[0], *axes)
     return jax.lax.with_sharding_constraint(copies, NamedSharding(model.rows.mesh, spec))
 

@@ -86,8 +86,8 @@ def summary(results: Results, way: str, size: int) -> dict[str, dict[int, float]
 
 
 def summary_rows(results: Results) -> Table:
-    """A row for each way and size; of R², also the lowest of a seed, and peak and R² of the form that
-    is fitted to the mean over seeds: a curve of one seed is noisy where few samples decide."""
+    """A row for each way and size; of R², also the lowest of a seed, and peak and R² of the form
+    fitted to the mean over seeds: a curve of one seed is noisy where few samples decide."""
     forms = dict.fromkeys(SUMMARY, ".2f") | {LOST: ".0f", R2: ".3f", AGREES: ".1f"}
     rows = []
     for way in ways(results):
