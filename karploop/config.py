@@ -338,7 +338,11 @@ class GenerateConfig:
     top_p: float = option(1.0, low=0.0, high=1.0)  # 1: off
     min_p: float = option(0.0, low=0.0, high=1.0)  # 0: off
     batch: int = option(256, low=1)  # prompts a device call; also what a kill can lose
-    fused_steps: int = option(4, low=1)  # decode steps between looks at whether all rows stopped
+    # Prompts that are decoded at a time: as one is done, the next begins; 0: the whole batch.
+    slots: int = option(0, low=0)
+    fused_steps: int = option(4, low=1)  # decode steps between looks at which rows have stopped
+    # What keys and values are stored in: what the model computes in, or less.
+    cache: str = option("model", choices=("model", "bfloat16", "int8"))
     # Where completions come from: a shipped chain, or "package.module:ATTRIBUTE"; empty: the model
     chain: str = ""
     options: ChainOptions = ChainOptions()

@@ -224,9 +224,12 @@ def _chain(config: Config) -> Chain | None:
     return chain
 
 
+SAMPLED = ("generate.batch", "generate.slots", "evaluate.batch")  # prompts of a device call
+
+
 def _check_rows(config: Config, policy: Policy, mesh: Mesh) -> None:
     stages = ("train",) if policy.role else ("warmup", "train")
-    for where in ("generate.batch", "evaluate.batch", *(f"{stage}.rows" for stage in stages)):
+    for where in (*SAMPLED, *(f"{stage}.rows" for stage in stages)):
         stage, name = where.split(".")
         check_divides(config, stage, name, mesh)
         needed, what = policy.row_length, "example"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from karploop.config import ModelConfig
-from karploop.models.decoder import Decoder, init_cache, packed_mask
+from karploop.models.cache import init_cache
+from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.rope import rotate, rotations
 
 MODELS = {

@@ -26,7 +26,7 @@ from karploop.sampling.distributions import (
     filtered_logits,
 )
 from karploop.sampling.generate import generate
-from karploop.sampling.rollout import rollout
+from karploop.sampling.rollout import Slots, rollout
 from karploop.sampling.sampler import Sampler, batches
 from karploop.stages import Stages
 from karploop.store import Store
@@ -269,6 +269,55 @@ def test_padding_lengths_and_devices_change_nothing(
         np.testing.assert_allclose(completion.entropy, expected[where].entropy, atol=1e-4)
 
 
+KINDS = {
+    "full": dict(positions="rope"),
+    "windows": dict(positions="rope", layers=3, kv_heads=2, window=3, pattern="ssf"),
+    "windows under scan": dict(positions="rope", layers=3, window=3, pattern="sfs", scan=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slots_that_are_refilled_change_nothing(kind, make_weights, make_params, tokenizer):
+    """Fewer slots than prompts, so that prompts begin at other times and in other places; the ring
+    goes round several times. Prompts of several buckets, behind a prefix longer than the window."""
+    weights = make_weights(max_length=64, **KINDS[kind])
+    params = make_params(weights)
+    prompts = [str(i % 10) * (1 + i % 7) for i in range(21)]
+    limits = [1 + (5 * i) % 9 for i in range(21)]
+    prefix = [tokenizer.bos_id, *tokenizer.encode("1+1=2")]
+    asked = dict(samples=2, sampling=MIXED, limits=limits, batch=24)
+
+    def drawn(weights, params, slots, **settings):
+        sampler = Sampler(
+            weights, tokenizer, prompt_length=[4, 7], completion_length=9, prefix=prefix
+        )
+        found = sampler.complete(params, prompts, range(21), KEY, **asked, slots=slots, **settings)
+        return sum(found, [])
+
+    whole = drawn(weights, params, 0)
+    assert len({len(c.tokens) for c in whole}) > 4
+    eight = make_weights(data=2, fsdp=2, tensor=2, max_length=64, **KINDS[kind])
+    runs = [(weights, params, 2, 3), (eight, make_params(eight), 8, 2)]
+    for weights, params, slots, fused in runs:
+        for one, other in zip(drawn(weights, params, slots, fused_steps=fused), whole, strict=True):
+            assert (one.tokens, one.finished) == (other.tokens, other.finished)
+            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+            assert one.entropy == pytest.approx(other.entropy, abs=1e-4)
+
+
+@pytest.mark.parametrize(("cache", "error"), [("bfloat16", 0.03), ("int8", 0.06)])
+def test_a_smaller_cache_costs_little_accuracy(cache, error, model, sampler):
+    """Log-probabilities of the same tokens, nats; drawn with few slots, which are refilled."""
+    whole = complete(sampler, model[1])
+    small = complete(sampler, model[1], cache=cache, slots=2)
+    pairs = [(small[where], whole[where]) for where in whole]
+    same = [(one, other) for one, other in pairs if one.tokens == other.tokens]
+    assert len(same) > len(pairs) // 2
+    moved = [np.subtract(one.logprobs, other.logprobs) for one, other in same]
+    moved = np.abs(np.concatenate(moved))
+    assert 0 < moved.max() < error, "another cache, and nearly the same numbers"
+
+
 def test_log_probabilities_are_the_scorers(model, sampler, tokenizer):
     """Of the untempered, unfiltered model: sampling at 0.8 with filters must not show."""
     rows = complete(sampler, model[1])
@@ -385,7 +434,7 @@ def run_rollout(model, params, prompts_PxL, limits_P, stop_id, max_new, fused_st
         sampling=GREEDY,
         stop_ids=(stop_id,),
         pad_id=0,
-        fused_steps=fused_steps,
+        slots=Slots(fused_steps=fused_steps),
     )
 
 

@@ -4,7 +4,7 @@ They call the sampler that a loop, `experiments.generate` and `experiments.score
 tokens. With random weights a model rarely stops, with real ones early, so here no token ends a
 completion: each gets exactly as many as the workload asks for, and a call that returns another
 number fails. The output lengths of `w4` are geometric with mean 64, drawn from the config's seed
-and cut at 256; prompts are as unequal, so that a batch waits for its longest row.
+and cut at 256; prompts are as unequal. There are 16 slots: as one is done, the next begins.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from karploop.benchmark.costs import Cost, sampling, scoring
 from karploop.benchmark.subject import Subject
 from karploop.errors import RunFailed
 from karploop.sampling.distributions import Sampling
-from karploop.sampling.sampler import Completion, Sampler, batches
+from karploop.sampling.sampler import Completion, Sampler
 
 NO_STOP = (-1,)  # is no token's number
 Run = Callable[[], Mapping[str, float]]
@@ -85,7 +85,7 @@ class Drawing:
         """
         self._name, self._wanted, self._params = name, wanted, params
         self._prompts = subject.tokens(1, *wanted.lengths)
-        self._batch = subject.rows(wanted.slots)
+        self._batch, self._slots = (subject.rows(n) for n in (len(wanted.lengths), wanted.slots))
         start = 0 if subject.tokenizer.bos_id is None else 1  # the sampler makes room for one
         self._sampler = Sampler(
             subject.weights,
@@ -97,18 +97,17 @@ class Drawing:
 
     def __call__(self, call: int, params: Any = None) -> list[list[Completion]]:
         """The completions of all prompts; other random numbers in each call."""
-        key, found = jax.random.key(call), []
-        for part in batches(len(self._prompts), self._wanted.slots):
-            found += self._sampler.complete(
-                self._params if params is None else params,
-                [self._prompts[i] for i in part],
-                list(part),
-                key,
-                samples=self._wanted.samples,
-                sampling=Sampling(),
-                limits=[self._wanted.new[i] - 1 for i in part],
-                batch=self._batch,
-            )
+        found = self._sampler.complete(
+            self._params if params is None else params,
+            self._prompts,
+            range(len(self._prompts)),
+            jax.random.key(call),
+            samples=self._wanted.samples,
+            sampling=Sampling(),
+            limits=[new - 1 for new in self._wanted.new],
+            batch=self._batch,
+            slots=self._slots,
+        )
         self._check(found)
         return found
 

@@ -21,7 +21,7 @@ _IN_PROMPTS = (
     *("problems", "prompts", "curriculum", "difficulty_step", "max_difficulty", "spread"),
     "advance",
 )
-_WITHOUT_EFFECT = ("batch", "fused_steps", "rationalise")
+_WITHOUT_EFFECT = ("batch", "slots", "fused_steps", "rationalise")
 
 
 class Sampling(Shared):

@@ -43,8 +43,9 @@ def advice(laid: Laid, program: Program, limit: float) -> list[str]:
             f"as they are stored: raise 'config.mesh.tensor' from {mesh['tensor']}"
         )
         found.append(
-            f"keys and values of {config.generate.batch} × {config.generate.samples} completions: "
-            "lower 'config.generate.batch' or 'config.generate.samples'"
+            f"keys and values of {config.generate.slots or config.generate.batch} × "
+            f"{config.generate.samples} completions: lower 'config.generate.slots' or "
+            "'config.generate.samples', or store them as 'config.generate.cache=int8'"
         )
     if program.name == SCORE:
         found.append("lower 'config.evaluate.batch'")

@@ -23,7 +23,7 @@ from karploop.data.prompting import PlainPrompting
 from karploop.data.tokenizer import CharTokenizer
 from karploop.dryrun.hlo import Collective, collectives
 from karploop.errors import UserError
-from karploop.machinery import check_divides, make_sampler, make_trainers, prepare
+from karploop.machinery import SAMPLED, check_divides, make_sampler, make_trainers, prepare
 from karploop.mesh import make_mesh
 from karploop.models.checkpoint import CONFIG, read_json
 from karploop.models.families import from_hf
@@ -96,7 +96,7 @@ def lay(config: Config, devices: Sequence, prompt_length: int | None = None) -> 
         return Laid(config, m.policy, m.weights, m.sampler, m.trainers["train"], _notes(config))
     policy, notes = _bare(config, prompt_length)
     mesh = make_mesh(config.mesh, devices)
-    for where in ("generate.batch", "evaluate.batch", "train.rows"):
+    for where in (*SAMPLED, "train.rows"):
         check_divides(config, *where.split("."), mesh)
     weights = Weights(policy.config, policy.vocabulary, mesh)
     teacher = weights if config.objective.taught else None
@@ -161,7 +161,8 @@ def lowerings(laid: Laid) -> dict[str, Callable[[], jax.stages.Lowered]]:
     named: dict[str, Callable[[], jax.stages.Lowered]] = {}
     if not g.chain:
         more: dict[str, Any] = dict(samples=g.samples, sampling=sampling)
-        named[ROLLOUT] = lambda: sampler.lower_decode(g.batch, fused_steps=g.fused_steps, **more)
+        more |= dict(slots=g.slots, fused_steps=g.fused_steps, cache=g.cache)
+        named[ROLLOUT] = lambda: sampler.lower_decode(g.batch, **more)
     named[SCORE] = lambda: sampler.lower_score(e.batch)
     named[STEP] = lambda: laid.trainer.lower_step(example_batch(laid))
     return named
@@ -178,7 +179,9 @@ def compile_program(laid: Laid, name: str) -> Program:
         memory = exhausted(str(error)) | {"arguments": arguments(laid, name)}
         return Program(name, False, memory, resident(laid, name), [], time.monotonic() - started)
     new = laid.sampler.completion_length
-    chunks = -(-max(new - 1, 0) // laid.config.generate.fused_steps)
+    g = laid.config.generate
+    waves = -(-g.batch // (g.slots or g.batch))
+    chunks = waves * -(-max(new - 1, 0) // g.fused_steps)
     moved = collectives(compiled.as_text(), dict(mesh.shape), open_loops=max(chunks, 1))
     memory = _memory(compiled.memory_analysis())
     return Program(name, True, memory, resident(laid, name), moved, time.monotonic() - started)

@@ -8,6 +8,7 @@ even the latter is often too short; what it tells is which layout is better, and
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -80,8 +81,10 @@ def sampling_work(laid: Laid, prompts: int, samples: int) -> Work:
     tensor, new = mesh.shape["tensor"], laid.sampler.completion_length
     length, rows = laid.prefix + laid.prompt, prompts * samples
     weights = flops.weight_bytes(c, vocabulary, tensor)
-    cache = flops.cache_bytes(c, rows, length + new, batch_parts(mesh), tensor)
-    steps = max(new - 1, 0)
+    slots = min(laid.config.generate.slots or prompts, prompts)
+    decoded = slots * samples
+    cache = flops.cache_bytes(c, decoded, length + new, batch_parts(mesh), tensor)
+    steps = max(new - 1, 0) * math.ceil(prompts / slots)
     traffic = weights + _activations(laid, prompts * length) + steps * (weights + cache)
     count = flops.rollout(c, vocabulary, prompts, samples, length, new)
     return Work(count, traffic, rows * new)

@@ -32,17 +32,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from karploop.config import ModelConfig
+from karploop.models.cache import Cache, Flag, Ring
 from karploop.models.rope import Rotation, rotate, rotations
-
-Flag = jax.Array | bool
-
-
-class Cache(NamedTuple):
-    """Keys and values of every layer, stacked so that a decode loop carries few arrays."""
-
-    k_NxBxSxKxD: jax.Array
-    v_NxBxSxKxD: jax.Array
-    positions_BxS: jax.Array  # int32, of the token in each column; a sliding window counts these
 
 
 class Context(NamedTuple):
@@ -51,16 +42,6 @@ class Context(NamedTuple):
     masks_BxLxS: tuple[jax.Array, jax.Array]
     rotations: tuple[Rotation, Rotation] | None  # none without positions
     offset: jax.Array | int  # column of the cache where this call's keys go
-
-
-def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
-    """An empty cache with room for `length` positions of `batch` rows."""
-    shape = (config.layers, batch, length, config.key_value_heads, config.head_width)
-    return Cache(
-        jnp.zeros(shape, config.dtype),
-        jnp.zeros(shape, config.dtype),
-        jnp.zeros((batch, length), jnp.int32),
-    )
 
 
 def packed_mask(segments_BxL: jax.Array) -> jax.Array:
@@ -112,7 +93,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BxLxE, context: Context, cache: Cache | None, layer, sliding: Flag):
+    def __call__(self, x_BxLxE, context: Context, cache, layer, sliding: Flag):
         c = self.config
         q_BxLxHxD = self._project("query", "heads", c.heads, x_BxLxE)
         k_BxSxKxD = self._project("key", "kv_heads", c.key_value_heads, x_BxLxE)
@@ -123,17 +104,19 @@ class Attention(nn.Module):
         if context.rotations:
             rotation = jax.tree.map(functools.partial(_pick, sliding), *context.rotations)
             q_BxLxHxD, k_BxSxKxD = rotate(q_BxLxHxD, rotation), rotate(k_BxSxKxD, rotation)
-        if cache is not None:
-            start = (layer, 0, context.offset, 0, 0)
-            k_NxBxSxKxD = jax.lax.dynamic_update_slice(cache.k_NxBxSxKxD, k_BxSxKxD[None], start)
-            v_NxBxSxKxD = jax.lax.dynamic_update_slice(cache.v_NxBxSxKxD, v_BxSxKxD[None], start)
-            cache = Cache(k_NxBxSxKxD, v_NxBxSxKxD, cache.positions_BxS)
-            k_BxSxKxD, v_BxSxKxD = (
-                jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
-                for x in (k_NxBxSxKxD, v_NxBxSxKxD)
-            )
-        mask_BxLxS = _pick(sliding, *context.masks_BxLxS)
-        out_BxLxHxD = attend(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask_BxLxS, c)
+
+        def look(sliding: Flag, cache):
+            k, v = k_BxSxKxD, v_BxSxKxD
+            if cache is not None:
+                cache, k, v = cache.extended(layer, sliding, k, v, context.offset)
+            mask_BxLxS = _pick(sliding, *context.masks_BxLxS)
+            return attend(q_BxLxHxD, k, v, mask_BxLxS, c), cache
+
+        if cache is not None and cache.by_kind and not isinstance(sliding, bool):
+            kinds = (functools.partial(look, kind) for kind in (True, False))
+            out_BxLxHxD, cache = jax.lax.cond(sliding, *kinds, cache)
+        else:
+            out_BxLxHxD, cache = look(sliding, cache)
         init = _weight(("heads", "head_width", "embed"), c.heads * c.head_width)
         out_w = self.param("out", init, (c.heads, c.head_width, c.width), jnp.float32)
         out_BxLxE = jnp.einsum("blhd,hde->ble", out_BxLxHxD, out_w.astype(c.dtype))
@@ -265,6 +248,27 @@ def laid(x_BxLxE: jax.Array, rows: NamedSharding | None) -> jax.Array:
     return x_BxLxE if rows is None else jax.lax.with_sharding_constraint(x_BxLxE, rows)
 
 
+def _by_rows(table_VxE: jax.Array, hidden_BxE: jax.Array) -> jax.Array:
+    """Products of hidden states, of any leading shape, with the rows of a table, in float32."""
+
+    def product(table_VxE, hidden_BxE):
+        return jnp.einsum(
+            "...e,ve->...v", hidden_BxE, table_VxE, preferred_element_type=jnp.float32
+        )
+
+    def on_cpu(table_VxE, hidden_BxE):
+        # XLA's CPU backend packs the second operand anew each time: a large one goes first. The
+        # barrier keeps it from turning that round.
+        logits_VxB = jnp.einsum(
+            "ve,be->vb", table_VxE, hidden_BxE, preferred_element_type=jnp.float32
+        )
+        return jax.lax.optimization_barrier(logits_VxB).T
+
+    if hidden_BxE.ndim != 2:
+        return product(table_VxE, hidden_BxE)
+    return jax.lax.platform_dependent(table_VxE, hidden_BxE, cpu=on_cpu, default=product)
+
+
 _FAR = jnp.iinfo(jnp.int32).max
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -319,15 +323,16 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens_BxL: jax.Array,
-        mask_BxLxS: jax.Array,
+        mask_BxLxS: jax.Array | tuple[jax.Array, jax.Array],
         positions_BxL: jax.Array,
-        cache: Cache | None = None,
+        cache: Cache | Ring | None = None,
         offset: jax.Array | int = 0,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, Cache | Ring | None]:
         """Hidden states after the final norm, and the cache with this call's keys and values.
 
         With a cache, keys and values are written at columns offset … offset+L−1 and attention
-        reads the whole cache (S = its length); without one S = L and `offset` is not read.
+        reads the whole cache (S = its length); without one S = L and `offset` is not read. With a
+        ring, L is 1, `offset` is the time, and the mask is a pair, `Ring.masks`.
         """
         c = self.config
         table_VxE = self.embedding
@@ -338,19 +343,18 @@ class Decoder(nn.Module):
         if c.embedding_scale:
             x_BxLxE = x_BxLxE * jnp.asarray(c.width**0.5, c.dtype)  # rounded, as it was trained
         x_BxLxE = laid(x_BxLxE, self.rows)
-        key_positions_BxS = positions_BxL
-        if cache is not None:
-            start = (0, offset)
-            key_positions_BxS = jax.lax.dynamic_update_slice(
-                cache.positions_BxS, positions_BxL.astype(jnp.int32), start
-            )
-            cache = cache._replace(positions_BxS=key_positions_BxS)
-        near_BxLxS = positions_BxL[:, :, None] - key_positions_BxS[:, None] < (c.window or _FAR)
-        context = Context(
-            masks_BxLxS=(mask_BxLxS, mask_BxLxS & near_BxLxS),
-            rotations=rotations(c, positions_BxL),
-            offset=offset,
-        )
+        if isinstance(cache, Ring):
+            masks_BxLxS = mask_BxLxS
+        else:
+            key_positions_BxS = positions_BxL
+            if cache is not None:
+                key_positions_BxS = jax.lax.dynamic_update_slice(
+                    cache.positions_BxS, positions_BxL.astype(jnp.int32), (0, offset)
+                )
+                cache = cache._replace(positions_BxS=key_positions_BxS)
+            near_BxLxS = positions_BxL[:, :, None] - key_positions_BxS[:, None] < (c.window or _FAR)
+            masks_BxLxS = (mask_BxLxS, mask_BxLxS & near_BxLxS)
+        context = Context(masks_BxLxS, rotations(c, positions_BxL), offset)
         carry = (x_BxLxE, cache)
         if c.scan:
             sliding_N = jnp.array(c.sliding_layers)
@@ -364,12 +368,13 @@ class Decoder(nn.Module):
     def logits(self, hidden_BxLxE: jax.Array) -> jax.Array:
         """Next-token logits_BxLxV, accumulated in float32 (works on any leading shape)."""
         c = self.config
-        head, equation = (
-            (self.embedding, "...e,ve->...v") if c.tied else (self.head, "...e,ev->...v")
-        )
-        logits_BxLxV = jnp.einsum(
-            equation, hidden_BxLxE, head.astype(c.dtype), preferred_element_type=jnp.float32
-        )
+        if c.tied:
+            logits_BxLxV = _by_rows(self.embedding.astype(c.dtype), hidden_BxLxE)
+        else:
+            head = self.head.astype(c.dtype)
+            logits_BxLxV = jnp.einsum(
+                "...e,ev->...v", hidden_BxLxE, head, preferred_element_type=jnp.float32
+            )
         return softcap(logits_BxLxV, c.logit_softcap) if c.logit_softcap else logits_BxLxV
 
     def init_all(self, tokens_BxL, mask_BxLxS, positions_BxL):

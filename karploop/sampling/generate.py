@@ -73,7 +73,9 @@ def sampled(
         sampling=Sampling(config.temperature, config.top_k, config.top_p, config.min_p),
         limits=[limit(prompts["difficulty"][i]) for i in rows],
         batch=config.batch,
+        slots=config.slots,
         fused_steps=config.fused_steps,
+        cache=config.cache,
     )
     ids = np.repeat(np.array(rows), config.samples)
     flat = [c for of_prompt in completions for c in of_prompt]

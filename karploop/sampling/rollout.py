@@ -1,24 +1,37 @@
-"""Prefill each prompt once, fan its cache out to n samples, decode in chunks with early exit.
+"""Prefill each prompt once, fan its cache out to n samples, decode in chunks; refill what is done.
+
+A slot holds one prompt with its n rows. Where more prompts wait than there are slots, the slots
+whose rows have all stopped are refilled between chunks (continuous batching, as in Orca, OSDI
+2022). All shapes are static: the cache is a ring in time (`cache.Ring`), so that rows which began
+at different times still write the same column in each step.
 
 Every row draws from its own key, folded from (prompt id, sample index, position): which rows share
 a batch, in what order, and on how many devices does not change a row's tokens. Log-probabilities
 are those of the unfiltered, untempered model, so that they equal the scorer's and can serve as the
 behaviour policy's in an importance ratio.
 
-Shape suffixes: P prompts, R = P · n rows, L padded prompt length, T new tokens, V vocabulary.
+Where devices split the batch into parts, each part has its own share of the prompts and of the
+slots, and decodes no other's.
+
+Shape suffixes: D parts, P prompts, Q prompts of a part, G slots of a part, F slots of a part that
+are filled at a time, n samples of a prompt, R = D · G · n rows, L padded prompt length, T new
+tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from karploop.models.decoder import Cache, Decoder
+from karploop.models.cache import Ring, behind_now, init_ring
+from karploop.models.decoder import Decoder
 from karploop.sampling.distributions import Sampling, draw
-from karploop.sampling.prefix import prefill
+from karploop.sampling.prefix import columns_of, prefill, read_prefix
 
 
 class Rollout(NamedTuple):
@@ -31,15 +44,40 @@ class Rollout(NamedTuple):
     finished_R: jax.Array  # bool; a stop token was drawn
 
 
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """How a batch is decoded (static: a change compiles a new program).
+
+    Attributes:
+      count: prompts that are decoded at a time; 0: all that are given.
+      parts: into how many parts devices split the prompts.
+      fused_steps: decode steps between two looks at which rows have stopped.
+      cache: what keys and values are stored in: `model`, as it computes, bfloat16 or int8.
+    """
+
+    count: int = 0
+    parts: int = 1
+    fused_steps: int = 4
+    cache: str = "model"
+
+
+class _Row(NamedTuple):
+    """Of each row in a slot, and of each that is put there: arrays of (parts, rows)."""
+
+    job: jax.Array  # which row of its part's results
+    step: jax.Array  # new tokens so far
+    token: jax.Array  # the last of them
+    born: jax.Array  # the time at which that would have been its first
+    length: jax.Array  # tokens of its prompt
+    done: jax.Array
+
+
 class _State(NamedTuple):
-    step: jax.Array
-    cache: Cache
-    tokens_RxT: jax.Array
-    logprobs_RxT: jax.Array
-    entropy_RxT: jax.Array
-    lengths_R: jax.Array
-    done_R: jax.Array
-    finished_R: jax.Array
+    now: jax.Array  # the time that the next step writes
+    ring: Ring
+    rows: _Row
+    results: Rollout  # (parts, jobs, …)
+    taken_D: jax.Array  # prompts of each part that have had a slot
 
 
 def rollout(
@@ -57,12 +95,13 @@ def rollout(
     prefix_L: jax.Array | None = None,
     stop_ids: Sequence[int],
     pad_id: int,
-    fused_steps: int,
+    slots: Slots = Slots(),
+    buckets: Sequence[int] = (),
 ) -> Rollout:
     """Samples `samples` completions for each prompt.
 
     Args:
-      prompts_PxL: token ids, padded on the left.
+      prompts_PxL: token ids, padded on the left. They are taken in order, each part's by itself.
       lengths_P: real tokens in each row (at least 1).
       prompt_ids_P: integers that tell prompts apart in the random stream.
       limits_P: most new tokens of each prompt's completions, stop token included, up to `max_new`.
@@ -71,89 +110,195 @@ def rollout(
       prefix_L: tokens that stand before every prompt (few-shot examples, say), read once for all.
       max_new: columns of the result, T.
       stop_ids: tokens that end a completion, each with the same right.
-      fused_steps: decode steps between two looks at whether every row has stopped.
+      buckets: ascending lengths at which prompts that are taken together may be read, L the last;
+        empty: L alone.
     """
-    prefilled, logits_PxV = prefill(model, params, prompts_PxL, lengths_P, prefix_L)
-    rows, prompt_length = prompts_PxL.shape[0] * samples, prompts_PxL.shape[1]
-    prefix_length = 0 if prefix_L is None else len(prefix_L)
-    chunks = -(-max(max_new - 1, 0) // fused_steps)
-    width = 1 + chunks * fused_steps  # whole chunks; cut to max_new at the end
+    parts, length = slots.parts, prompts_PxL.shape[1]
+    queue = len(prompts_PxL) // parts
+    count = min(slots.count // parts or queue, queue)  # slots of a part
+    # Few at a time hold others up for short; where nobody waits, all are filled at once.
+    filled = queue if count == queue else max(1, count // 8)
+    prefix = read_prefix(model, params, prefix_L)
+    before = columns_of(prefix)
+    buckets = tuple(buckets) or (length,)
 
-    def fan_out(x, row_axis):
-        x = jnp.repeat(x, samples, axis=row_axis)
-        return jnp.pad(x, [(0, width if axis == row_axis + 1 else 0) for axis in range(x.ndim)])
+    def by_part(x_P):
+        return x_P.reshape(parts, queue, *x_P.shape[1:])
 
-    keys_R = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s))(
-        jnp.repeat(prompt_ids_P, samples), jnp.tile(jnp.arange(samples), prompts_PxL.shape[0])
-    )
-    limits_R = jnp.minimum(jnp.repeat(limits_P, samples), max_new)
-    columns_1xS = jnp.arange(prefix_length + prompt_length + width)[None]
-    padding_Rx1 = prompt_length - jnp.repeat(lengths_P, samples)[:, None]
-    # Columns are the prefix, then padding, then prompt and completion.
-    text_RxS = (columns_1xS < prefix_length) | (columns_1xS >= prefix_length + padding_Rx1)
+    prompts_DxQxL, lengths_DxQ = by_part(prompts_PxL), by_part(lengths_P)
+    limits_DxJ = jnp.repeat(jnp.minimum(by_part(limits_P), max_new), samples, axis=1)
+    keys_DxJ = jax.vmap(
+        jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s), (None, 0)),
+        (0, None),
+    )(prompt_ids_P, jnp.arange(samples)).reshape(parts, queue * samples)
 
-    def emit(state: _State, logits_RxV: jax.Array) -> _State:
-        """Draws and records the token at `state.step` from its logits."""
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_R, state.step)
-        token_R = draw(keys, logits_RxV, sampling)
-        # Over a large vocabulary most of the time goes into exponentials: one for each logit, which
-        # drawing shares where nothing is filtered, gives both numbers.
-        below_RxV = logits_RxV - jnp.max(logits_RxV, axis=-1, keepdims=True)
-        mass_RxV = jnp.exp(below_RxV)
-        whole_R = mass_RxV.sum(axis=-1)
-        picked_R = jnp.take_along_axis(below_RxV, token_R[:, None], axis=1)[:, 0]
-        logprob_R = picked_R - jnp.log(whole_R)
-        entropy_R = jnp.log(whole_R) - jnp.sum(mass_RxV * below_RxV, axis=-1) / whole_R
+    def emit(results: Rollout, rows: _Row, logits_RxV: jax.Array) -> tuple[Rollout, _Row]:
+        """Draws and records each row's token number `step` from its logits."""
+        shape = rows.job.shape
+        keys = jax.vmap(jax.vmap(jax.random.fold_in))(_at(keys_DxJ, rows.job), rows.step)
+        token_R, logprob_R, entropy_R = _drawn(keys.reshape(-1), logits_RxV, sampling)
+        token, logprob, entropy = (x.reshape(shape) for x in (token_R, logprob_R, entropy_R))
+        # What is done writes nothing: its place lies outside.
+        job = jnp.where(rows.done, queue * samples, rows.job)
 
-        def put(array_RxT, value_R, padding):
-            value_R = jnp.where(state.done_R, padding, value_R).astype(array_RxT.dtype)
-            return jax.lax.dynamic_update_slice(array_RxT, value_R[:, None], (0, state.step))
+        def put(array, value, *place):
+            return jax.vmap(lambda a, v, *at: a.at[at].set(v.astype(a.dtype), mode="drop"))(
+                array, value, job, *place
+            )
 
-        going_R = ~state.done_R
-        lengths_R = state.lengths_R + going_R.astype(jnp.int32)
-        stopped_R = jnp.isin(token_R, jnp.array(stop_ids, jnp.int32))
-        return state._replace(
-            step=state.step + 1,
-            tokens_RxT=put(state.tokens_RxT, token_R, pad_id),
-            logprobs_RxT=put(state.logprobs_RxT, logprob_R, 0.0),
-            entropy_RxT=put(state.entropy_RxT, entropy_R, 0.0),
-            lengths_R=lengths_R,
-            finished_R=state.finished_R | (stopped_R & going_R),
-            done_R=state.done_R | stopped_R | (lengths_R >= limits_R),
+        stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+        results = Rollout(
+            tokens_RxT=put(results.tokens_RxT, token, rows.step),
+            logprobs_RxT=put(results.logprobs_RxT, logprob, rows.step),
+            entropy_RxT=put(results.entropy_RxT, entropy, rows.step),
+            lengths_R=put(results.lengths_R, rows.step + 1),
+            finished_R=put(results.finished_R, stopped),
         )
+        done = rows.done | stopped | (rows.step + 1 >= _at(limits_DxJ, rows.job))
+        return results, rows._replace(step=rows.step + 1, token=token, done=done)
 
     def decode_one(_, state: _State) -> _State:
-        """Feeds the last token, then draws the next."""
-        previous_Rx1 = jax.lax.dynamic_slice_in_dim(state.tokens_RxT, state.step - 1, 1, axis=1)
-        offset = prefix_length + prompt_length + state.step - 1
-        mask_RxS = (columns_1xS <= offset) & text_RxS
-        positions_Rx1 = offset - padding_Rx1
-        hidden_Rx1xE, cache = model.apply(
-            params, previous_Rx1, mask_RxS[:, None, :], positions_Rx1, state.cache, offset
+        """Feeds each row's last token, then draws the next."""
+        now, rows = state.now, state.rows
+        position_R = (before + rows.length + now - rows.born).reshape(-1)
+        masks = state.ring.masks(now, position_R + 1)
+        hidden_Rx1xE, ring = model.apply(
+            params, rows.token.reshape(-1, 1), masks, position_R[:, None], state.ring, now
         )
         logits_RxV = model.apply(params, hidden_Rx1xE[:, 0], method="logits")
-        return emit(state._replace(cache=cache), logits_RxV)
+        results, rows = emit(state.results, rows, logits_RxV)
+        return state._replace(now=now + 1, ring=ring, rows=rows, results=results)
 
+    def free(state: _State) -> jax.Array:
+        """free_DxG: slots of which all rows are done."""
+        return state.rows.done.reshape(parts, count, samples).all(-1)
+
+    def refillable(state: _State) -> jax.Array:
+        waiting_D = queue - state.taken_D
+        return jnp.any((waiting_D > 0) & (free(state).sum(1) >= jnp.minimum(filled, waiting_D)))
+
+    def refill(state: _State) -> _State:
+        """Reads the next `filled` prompts of each part, and puts them in slots that are free."""
+        place_1xF = jnp.arange(filled)[None]
+        prompt_DxF = state.taken_D[:, None] + place_1xF
+        free_DxG = free(state)
+        taking_DxF = (prompt_DxF < queue) & (place_1xF < free_DxG.sum(1)[:, None])
+        prompt_DxF = jnp.minimum(prompt_DxF, queue - 1)
+        slot_DxF = jnp.argsort(~free_DxG, axis=1, stable=True)[:, :filled]
+        length_DxF = _at(lengths_DxQ, prompt_DxF)
+        lengths_B = length_DxF.reshape(-1)
+        prompts_BxL = _at(prompts_DxQxL, prompt_DxF).reshape(-1, length)
+
+        def read(bucket: int):
+            cache, logits = prefill(
+                model, params, prompts_BxL[:, length - bucket :], lengths_B, prefix
+            )
+            return behind_now(model.config, state.ring, cache, state.now, before, lengths_B), logits
+
+        fits = jnp.searchsorted(jnp.array(buckets), lengths_B.max())
+        columns, logits_BxV = jax.lax.switch(
+            fits, [functools.partial(read, bucket) for bucket in buckets]
+        )
+
+        def each(x_DxF):  # of a slot, for each of its rows
+            return jnp.repeat(x_DxF, samples, axis=1)
+
+        sample = jnp.tile(jnp.arange(samples), filled)[None]
+        job = each(prompt_DxF) * samples + sample
+        none = jnp.zeros_like(job)
+        idle = ~each(taking_DxF) | (_at(limits_DxJ, job) < 1)
+        rows = _Row(job, none, none, none + state.now, each(length_DxF), idle)
+        results, rows = emit(state.results, rows, jnp.repeat(logits_BxV, samples, axis=0))
+        # A row that takes no place has one outside.
+        at = jnp.where(each(taking_DxF), each(slot_DxF) * samples + sample, count * samples)
+        put = jax.vmap(lambda old, new, at: old.at[at].set(new, mode="drop"))
+        return _State(
+            now=state.now,
+            ring=_placed(state.ring, columns, slot_DxF, taking_DxF, samples),
+            rows=_Row(*(put(old, new, at) for old, new in zip(state.rows, rows, strict=True))),
+            results=results,
+            taken_D=state.taken_D + taking_DxF.sum(1),
+        )
+
+    def all_refilled(state: _State) -> _State:
+        return jax.lax.while_loop(refillable, refill, state)
+
+    def chunk(state: _State) -> _State:
+        state = jax.lax.fori_loop(0, slots.fused_steps, decode_one, state)
+        return all_refilled(state) if count < queue else state
+
+    none = jnp.zeros((parts, count * samples), jnp.int32)
+    jobs = (parts, queue * samples)
+    width = before + length + max_new - 1
+    kept = model.config.dtype if slots.cache == "model" else slots.cache
     state = _State(
-        step=jnp.int32(0),
-        cache=Cache(*map(fan_out, prefilled, (1, 1, 0))),
-        tokens_RxT=jnp.full((rows, width), pad_id, jnp.int32),
-        logprobs_RxT=jnp.zeros((rows, width), jnp.float32),
-        entropy_RxT=jnp.zeros((rows, width), jnp.float32),
-        lengths_R=jnp.zeros((rows,), jnp.int32),
-        finished_R=jnp.zeros((rows,), bool),
-        done_R=limits_R < 1,
+        now=jnp.int32(0),
+        ring=init_ring(model.config, parts * count * samples, width, kept),
+        rows=_Row(none, none, none, none, none, none == 0),
+        results=Rollout(
+            tokens_RxT=jnp.full((*jobs, max_new), pad_id, jnp.int32),
+            logprobs_RxT=jnp.zeros((*jobs, max_new), jnp.float32),
+            entropy_RxT=jnp.zeros((*jobs, max_new), jnp.float32),
+            lengths_R=jnp.zeros(jobs, jnp.int32),
+            finished_R=jnp.zeros(jobs, bool),
+        ),
+        taken_D=jnp.zeros((parts,), jnp.int32),
     )
-    state = emit(state, jnp.repeat(logits_PxV, samples, axis=0))
-    state = jax.lax.while_loop(
-        lambda s: ~jnp.all(s.done_R),
-        lambda s: jax.lax.fori_loop(0, fused_steps, decode_one, s),
-        state,
-    )
-    return Rollout(
-        tokens_RxT=state.tokens_RxT[:, :max_new],
-        logprobs_RxT=state.logprobs_RxT[:, :max_new],
-        entropy_RxT=state.entropy_RxT[:, :max_new],
-        lengths_R=state.lengths_R,
-        finished_R=state.finished_R,
+    state = all_refilled(state) if count < queue else refill(state)
+    state = jax.lax.while_loop(lambda s: ~jnp.all(s.rows.done), chunk, state)
+    return Rollout(*(x.reshape(-1, *x.shape[2:]) for x in state.results))
+
+
+def _at(x_DxNx, index_DxM: jax.Array) -> jax.Array:
+    """Of each part its own entries."""
+    return jax.vmap(lambda x, index: x[index])(x_DxNx, index_DxM)
+
+
+def _drawn(keys_R, logits_RxV, sampling: Sampling) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens, their log-probabilities and the entropies of what they are drawn from."""
+    token_R = draw(keys_R, logits_RxV, sampling)
+    # Over a large vocabulary most of the time goes into exponentials: one for each logit, which
+    # drawing shares where nothing is filtered, gives both numbers.
+    below_RxV = logits_RxV - jnp.max(logits_RxV, axis=-1, keepdims=True)
+    mass_RxV = jnp.exp(below_RxV)
+    whole_R = mass_RxV.sum(axis=-1)
+    picked_R = jnp.take_along_axis(below_RxV, token_R[:, None], axis=1)[:, 0]
+    entropy_R = jnp.log(whole_R) - jnp.sum(mass_RxV * below_RxV, axis=-1) / whole_R
+    return token_R, picked_R - jnp.log(whole_R), entropy_R
+
+
+def _placed(ring: Ring, columns, slot_DxF, taking_DxF, samples: int) -> Ring:
+    """The ring with new columns in some slots, once for each of a slot's rows."""
+    parts, filled = slot_DxF.shape
+
+    def one_part(old_NxRx, new_NxFx, slot_F, taking_F):
+        def put(f, old_NxRx):
+            new = jax.lax.dynamic_slice_in_dim(new_NxFx, f, 1, axis=1)
+            new = jnp.repeat(new, samples, axis=1)
+            start = slot_F[f] * samples
+            before = jax.lax.dynamic_slice_in_dim(old_NxRx, start, samples, axis=1)
+            new = jnp.where(taking_F[f], new, before)
+            return jax.lax.dynamic_update_slice_in_dim(old_NxRx, new, start, axis=1)
+
+        return jax.lax.fori_loop(0, filled, put, old_NxRx)
+
+    def all_parts(old_NxRx, new_NxBx):
+        if old_NxRx.shape[1] == new_NxBx.shape[1] * samples:  # nobody waits: all are new
+            return jnp.repeat(new_NxBx, samples, axis=1)
+        if parts == 1:
+            return one_part(old_NxRx, new_NxBx, slot_DxF[0], taking_DxF[0])
+
+        def split(x):
+            return x.reshape(x.shape[0], parts, -1, *x.shape[2:])
+
+        placed = jax.vmap(one_part, (1, 1, 0, 0), 1)(
+            split(old_NxRx), split(new_NxBx), slot_DxF, taking_DxF
+        )
+        return placed.reshape(old_NxRx.shape)
+
+    full, near = columns
+    return dataclasses.replace(
+        ring,
+        full=jax.tree.map(all_parts, ring.full, full),
+        near=None if near is None else jax.tree.map(all_parts, ring.near, near),
     )

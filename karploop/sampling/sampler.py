@@ -11,10 +11,10 @@ import numpy as np
 
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
-from karploop.mesh import batch_sharding, put, replicated, to_host
+from karploop.mesh import batch_parts, batch_sharding, put, replicated, to_host
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
-from karploop.sampling.rollout import rollout
+from karploop.sampling.rollout import Slots, rollout
 from karploop.sampling.score import score, score_next
 
 Prompt = str | Sequence[int]  # text, or tokens
@@ -73,7 +73,7 @@ class Sampler:
             return prefix_L if len(prefix) else None
 
         def decode(
-            params, prompts_PxL, lengths_P, ids_P, limits_P, key, prefix_L, samples, sampling, fused
+            params, prompts_PxL, lengths_P, ids_P, limits_P, key, prefix_L, samples, sampling, slots
         ):
             # The one change of layout: parameters lose their fsdp split here, before the loop.
             params = jax.lax.with_sharding_constraint(params, weights.decode_shardings)
@@ -91,7 +91,8 @@ class Sampler:
                 prefix_L=given(prefix_L),
                 stop_ids=tuple(stop_ids) or tokenizer.stop_ids,
                 pad_id=tokenizer.pad_id,
-                fused_steps=fused,
+                slots=slots,
+                buckets=[n for n in self.prompt_lengths if n <= prompts_PxL.shape[1]],
             )
 
         self._decode = jax.jit(
@@ -126,9 +127,14 @@ class Sampler:
         sampling: Sampling,
         limits: Sequence[int],
         batch: int,
+        slots: int = 0,
         fused_steps: int = 4,
+        cache: str = "model",
     ) -> list[list[Completion]]:
         """`samples` completions for each of at most `batch` prompts.
+
+        `slots` of the prompts are decoded at a time (0: all); as one is done, the next begins.
+        `cache` is what keys and values are stored in: as the model computes, bfloat16 or int8.
 
         A completion ends at its prompt's limit of tokens; one that has not stopped by then counts
         as not finished. Results do not depend on the length that the program was compiled
@@ -141,19 +147,23 @@ class Sampler:
         ids_P, limits_P = np.zeros(batch, np.uint32), np.zeros(batch, np.int32)
         ids_P[: len(prompts)] = prompt_ids
         limits_P[: len(prompts)] = np.add(limits, 1)  # the stop token on top
+        order_P = np.arange(batch)
+        if slots and slots < batch:
+            # Longest first, dealt out to the parts: what is read together is as long.
+            parts = batch_parts(self.mesh)
+            order_P = np.argsort(-lengths_P, kind="stable").reshape(-1, parts).T.ravel()
+        place_P = np.argsort(order_P)
+        given = (x[order_P] for x in (tokens_PxL, lengths_P, ids_P, limits_P))
         rows = batch_sharding(self.mesh)
         host = to_host(
             self._decode(
                 params,
-                put(tokens_PxL, rows),
-                put(lengths_P, rows),
-                put(ids_P, rows),
-                put(limits_P, rows),
+                *(put(x_P, rows) for x_P in given),
                 key,
                 self.prefix,
                 samples,
                 sampling,
-                fused_steps,
+                self._slots(slots, fused_steps, cache),
             )
         )
 
@@ -168,17 +178,32 @@ class Sampler:
                 finished=bool(host.finished_R[row]),
             )
 
-        return [[completion(p * samples + s) for s in range(samples)] for p in range(len(prompts))]
+        return [
+            [completion(place_P[p] * samples + s) for s in range(samples)]
+            for p in range(len(prompts))
+        ]
+
+    def _slots(self, slots: int, fused_steps: int, cache: str) -> Slots:
+        return Slots(slots, batch_parts(self.mesh), fused_steps, cache)
 
     def lower_decode(
-        self, batch: int, *, samples: int, sampling: Sampling, fused_steps: int = 4
+        self,
+        batch: int,
+        *,
+        samples: int,
+        sampling: Sampling,
+        slots: int = 0,
+        fused_steps: int = 4,
+        cache: str = "model",
     ) -> jax.stages.Lowered:
         """The program of `complete` for the longest prompts, from shapes alone."""
         tokens_PxL = jax.ShapeDtypeStruct((batch, self.prompt_lengths[-1]), np.int32)
         ids_P, numbers_P = (jax.ShapeDtypeStruct((batch,), t) for t in (np.uint32, np.int32))
         key = jax.eval_shape(lambda: jax.random.key(0))
         given = (tokens_PxL, numbers_P, ids_P, numbers_P, key, self.prefix)
-        return self._decode.lower(self._abstract, *given, samples, sampling, fused_steps)
+        return self._decode.lower(
+            self._abstract, *given, samples, sampling, self._slots(slots, fused_steps, cache)
+        )
 
     def lower_score(self, batch: int) -> jax.stages.Lowered:
         """The program of `score` for the longest texts, from shapes alone."""

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
-from karploop.sampling.prefix import prefill, read_prefix, see_prefix
+from karploop.sampling.prefix import (
+    columns_of,
+    prefill,
+    read_prefix,
+    room_behind,
+    see_prefix,
+)
 
 
 def hidden(
@@ -25,15 +31,13 @@ def hidden(
     columns_1xL = jnp.arange(length)[None]
     real_BxL = columns_1xL < lengths_B[:, None]
     mask_BxLxS = packed_mask(real_BxL.astype(jnp.int32))
-    prefix_length, cache = 0, None
-    if prefix_L is not None:
-        prefix_length = len(prefix_L)
-        cache = read_prefix(model, params, prefix_L, rows, length)
-        mask_BxLxS = see_prefix(mask_BxLxS, real_BxL, prefix_length)
-    positions_BxL = jnp.broadcast_to(prefix_length + columns_1xL, tokens_BxL.shape)
-    hidden_BxLxE, _ = model.apply(
-        params, tokens_BxL, mask_BxLxS, positions_BxL, cache, prefix_length
-    )
+    prefix, cache = read_prefix(model, params, prefix_L), None
+    before = columns_of(prefix)
+    if prefix is not None:
+        cache = room_behind(model.config, prefix, rows, length)
+        mask_BxLxS = see_prefix(mask_BxLxS, real_BxL, before)
+    positions_BxL = jnp.broadcast_to(before + columns_1xL, tokens_BxL.shape)
+    hidden_BxLxE, _ = model.apply(params, tokens_BxL, mask_BxLxS, positions_BxL, cache, before)
     return hidden_BxLxE, real_BxL
 
 
@@ -90,7 +94,8 @@ def score_next(
 ) -> jax.Array:
     """Log-probability (nats, float32) that each of O tokens comes next, logprobs_PxO.
 
-    One forward pass a prompt, however many options. Arguments as of `prefix.prefill`.
+    One forward pass a prompt, however many options. Prompts as of `prefix.prefill`.
     """
-    _, logits_PxV = prefill(model, params, prompts_PxL, lengths_P, prefix_L)
+    prefix = read_prefix(model, params, prefix_L)
+    _, logits_PxV = prefill(model, params, prompts_PxL, lengths_P, prefix)
     return jax.nn.log_softmax(logits_PxV, axis=-1)[:, options_O]
