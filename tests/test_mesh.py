@@ -31,6 +31,7 @@ from karploop.mesh import (
 )
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
+from karploop.sampling.rollout import Slots
 from karploop.sampling.sampler import Sampler
 from karploop.training.packing import pack, stream, tokenize
 from karploop.training.trainer import Trainer
@@ -279,10 +280,10 @@ def test_parameters_are_gathered_once_before_the_decode_loop(make_weights, token
     """In the program: all-gathers of parameters' size outside the while loop, none inside."""
     weights = make_weights(fsdp=4, tensor=2, layers=1, width=64, mlp_width=128)
     sampler = Sampler(weights, tokenizer, prompt_length=3, completion_length=4)
-    row = lambda *shape: jax.ShapeDtypeStruct((4, *shape), np.int32)  # noqa: E731
-    key, prefix = jax.random.key(0), sampler.prefix
+    row = lambda *shape: jax.ShapeDtypeStruct((8, *shape), np.int32)  # noqa: E731
+    key, prefix, slots = jax.random.key(0), sampler.prefix, Slots(4, parts=4)
     lowered = sampler._decode.lower(
-        weights.abstract, row(4), row(), row(), row(), key, prefix, 1, Sampling(), 2
+        weights.abstract, row(4), row(), row(), row(), key, prefix, 1, Sampling(), slots
     )
     hlo = lowered.compile().as_text()
     found = computations(hlo)

@@ -111,8 +111,8 @@ class Ring:
     """Columns of the layers with full attention and of those with a sliding window.
 
     Attributes:
-      near: None where every column is within the window, or no layer has one: then `full` holds
-        all layers.
+      near: None where the two need no telling apart, as every column is within the window or all
+        layers are alike: then `full` holds all layers.
       places: of each layer among those of its kind.
     """
 
@@ -153,7 +153,8 @@ def _ages(width: int, now) -> jax.Array:
 
 def init_ring(config: ModelConfig, rows: int, width: int, dtype: str) -> Ring:
     """An empty ring for rows of at most `width` tokens."""
-    apart = 0 < config.window < width and any(config.sliding_layers)
+    near_width = config.window if 0 < config.window < width else width
+    apart = near_width < width and len(set(config.sliding_layers)) == 2
     counts, places = [0, 0], []
     for sliding in config.sliding_layers:
         places.append(counts[apart and sliding])
@@ -165,8 +166,9 @@ def init_ring(config: ModelConfig, rows: int, width: int, dtype: str) -> Ring:
         scale = jnp.zeros(shape[:-1], jnp.float32)
         return Columns(x, x, (scale, scale) if x.dtype == jnp.int8 else None)
 
-    near = columns(counts[1], config.window) if apart else None
-    return Ring(columns(counts[0], width), near, tuple(places))
+    near = columns(counts[1], near_width) if apart else None
+    full_width = near_width if all(config.sliding_layers) else width
+    return Ring(columns(counts[0], full_width), near, tuple(places))
 
 
 def behind_now(
