@@ -142,7 +142,7 @@ def test_bfloat16_computes_on_float32_parameters(made):
     expected = full_forward(model, params, tokens_2x6)
     with jax.numpy_dtype_promotion("standard"):  # jax's own attention promotes its logits
         got = full_forward(half, params, tokens_2x6)
-        assert init_cache(half.config, 1, 1).k_NxBxSxKxD.dtype == jnp.bfloat16
+        assert init_cache(half.config, 1, 1).k_NxBxKxSxD.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert got.dtype == jnp.float32
     error = np.abs(got - expected).max() / np.std(expected)

@@ -1,7 +1,6 @@
 """The mesh: how things are laid on it, and that no layout changes what is computed."""
 
 import functools
-import re
 from types import SimpleNamespace
 
 import jax
@@ -31,7 +30,6 @@ from karploop.mesh import (
 )
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
-from karploop.sampling.rollout import Slots
 from karploop.sampling.sampler import Sampler
 from karploop.training.packing import pack, stream, tokenize
 from karploop.training.trainer import Trainer
@@ -248,50 +246,3 @@ def test_a_step_moves_no_activations_from_layout_to_layout(make_weights, example
     batch, _ = next(pack([(e,) for e in examples], iter(range(8)), rows=8, row_length=24))
     trainer._step.lower(trainer.abstract, (), (), batch, jnp.float32(1)).compile()
     assert "rematerialization" not in capfd.readouterr().err
-
-
-# -- the compiled sampling program -------------------------------------------------------------
-
-
-def computations(hlo: str) -> dict[str, str]:
-    """Name → text of each computation of an HLO module."""
-    parts = re.split(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n", hlo, flags=re.M)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
-
-
-def reachable(found: dict[str, str], start: str) -> set[str]:
-    """`start` and the computations that it calls, directly or not."""
-    seen, todo = set(), [start]
-    while todo:
-        name = todo.pop()
-        if name in found and name not in seen:
-            seen.add(name)
-            todo += re.findall(r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)", found[name])
-    return seen
-
-
-def gathered_sizes(text: str) -> list[int]:
-    """Elements of the results of the all-gathers in a computation."""
-    shapes = re.findall(r"= \(?\w+\[([\d,]*)\][^=\n]* all-gather(?:-start)?\(", text)
-    return [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
-
-
-def test_parameters_are_gathered_once_before_the_decode_loop(make_weights, tokenizer):
-    """In the program: all-gathers of parameters' size outside the while loop, none inside."""
-    weights = make_weights(fsdp=4, tensor=2, layers=1, width=64, mlp_width=128)
-    sampler = Sampler(weights, tokenizer, prompt_length=3, completion_length=4)
-    row = lambda *shape: jax.ShapeDtypeStruct((8, *shape), np.int32)  # noqa: E731
-    key, prefix, slots = jax.random.key(0), sampler.prefix, Slots(4, parts=4)
-    lowered = sampler._decode.lower(
-        weights.abstract, row(4), row(), row(), row(), key, prefix, 1, Sampling(), slots
-    )
-    hlo = lowered.compile().as_text()
-    found = computations(hlo)
-    bodies = re.findall(r" while\(.*?body=%?([\w.\-]+)", hlo)
-    inside = set().union(*(reachable(found, body) for body in bodies))
-    assert bodies and any("dot(" in found[name] for name in inside), "the loop must be read right"
-    smallest = 64 * 128 // 2  # elements of a feed-forward matrix that is split over tensor alone
-    outside = [n for name in found.keys() - inside for n in gathered_sizes(found[name])]
-    assert sum(n >= smallest for n in outside) >= 2, "fsdp is gathered somewhere"
-    within = {name: gathered_sizes(found[name]) for name in inside}
-    assert not [n for sizes in within.values() for n in sizes if n >= 64 * 8], within

@@ -5,6 +5,9 @@
 time t lies in column t mod W. A row may begin anew at any time, its prompt just behind now, and all
 rows still write one and the same column. Layers with a sliding window keep the window alone.
 
+Columns lie next to one another, behind the heads: so do the products of attention read them, and a
+program that read them in another order would have to turn the cache around at its loop's entry.
+
 Shape suffixes as in `decoder.py`; R rows, W columns of a ring.
 """
 
@@ -25,26 +28,28 @@ Flag = jax.Array | bool
 class Cache(NamedTuple):
     """Keys and values of every layer, stacked so that a loop carries few arrays."""
 
-    k_NxBxSxKxD: jax.Array
-    v_NxBxSxKxD: jax.Array
+    k_NxBxKxSxD: jax.Array
+    v_NxBxKxSxD: jax.Array
     positions_BxS: jax.Array  # int32, of the token in each column; a sliding window counts these
 
     by_kind = False  # full and sliding layers are read alike
 
     def extended(self, layer, sliding: Flag, k_BxLxKxD, v_BxLxKxD, offset):
         """With a call's keys and values at columns offset …; and all of the layer's."""
-        start = (layer, 0, offset, 0, 0)
-        k = jax.lax.dynamic_update_slice(self.k_NxBxSxKxD, k_BxLxKxD[None], start)
-        v = jax.lax.dynamic_update_slice(self.v_NxBxSxKxD, v_BxLxKxD[None], start)
-        k_BxSxKxD, v_BxSxKxD = (
+        start = (layer, 0, 0, offset, 0)
+        k, v = (
+            jax.lax.dynamic_update_slice(into, jnp.swapaxes(x_BxLxKxD, 1, 2)[None], start)
+            for into, x_BxLxKxD in zip(self[:2], (k_BxLxKxD, v_BxLxKxD), strict=True)
+        )
+        k_BxKxSxD, v_BxKxSxD = (
             jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (k, v)
         )
-        return self._replace(k_NxBxSxKxD=k, v_NxBxSxKxD=v), k_BxSxKxD, v_BxSxKxD
+        return self._replace(k_NxBxKxSxD=k, v_NxBxKxSxD=v), k_BxKxSxD, v_BxKxSxD
 
 
 def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     """An empty cache with room for `length` positions of `batch` rows."""
-    shape = (config.layers, batch, length, config.key_value_heads, config.head_width)
+    shape = (config.layers, batch, config.key_value_heads, length, config.head_width)
     return Cache(
         jnp.zeros(shape, config.dtype),
         jnp.zeros(shape, config.dtype),
@@ -56,33 +61,34 @@ class Columns(NamedTuple):
     """Columns of some layers, as they are stored.
 
     Attributes:
-      scales_NxRxWxK: what int8 values are to be multiplied with, of keys and of values; else None.
+      scales_NxRxKxW: what int8 values are to be multiplied with, of keys and of values; else None.
     """
 
-    k_NxRxWxKxD: jax.Array
-    v_NxRxWxKxD: jax.Array
-    scales_NxRxWxK: tuple[jax.Array, jax.Array] | None
+    k_NxRxKxWxD: jax.Array
+    v_NxRxKxWxD: jax.Array
+    scales_NxRxKxW: tuple[jax.Array, jax.Array] | None
 
     @property
     def width(self) -> int:
-        return self.k_NxRxWxKxD.shape[2]
+        return self.k_NxRxKxWxD.shape[3]
 
     def with_step(self, layer, k_Rx1xKxD, v_Rx1xKxD, now) -> Columns:
-        def put(into, x_Rx1):
-            start = (layer, 0, now % self.width) + (0,) * (into.ndim - 3)
-            return jax.lax.dynamic_update_slice(into, x_Rx1[None], start)
+        def put(into, x_RxKx1):
+            start = (layer, 0, 0, now % self.width) + (0,) * (into.ndim - 4)
+            return jax.lax.dynamic_update_slice(into, x_RxKx1[None], start)
 
-        return jax.tree.map(put, self, stored(k_Rx1xKxD, v_Rx1xKxD, self.k_NxRxWxKxD.dtype))
+        k_RxKx1xD, v_RxKx1xD = jnp.swapaxes(k_Rx1xKxD, 1, 2), jnp.swapaxes(v_Rx1xKxD, 1, 2)
+        return jax.tree.map(put, self, stored(k_RxKx1xD, v_RxKx1xD, self.k_NxRxKxWxD.dtype))
 
     def read(self, layer, dtype) -> tuple[jax.Array, jax.Array]:
         """Keys and values of one layer."""
         one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), self)
-        k, v = one.k_NxRxWxKxD.astype(dtype), one.v_NxRxWxKxD.astype(dtype)
-        if one.scales_NxRxWxK is None:
+        k, v = one.k_NxRxKxWxD.astype(dtype), one.v_NxRxKxWxD.astype(dtype)
+        if one.scales_NxRxKxW is None:
             return k, v
         return tuple(
             x * scale[..., None].astype(dtype)
-            for x, scale in zip((k, v), one.scales_NxRxWxK, strict=True)
+            for x, scale in zip((k, v), one.scales_NxRxKxW, strict=True)
         )
 
 
@@ -161,7 +167,7 @@ def init_ring(config: ModelConfig, rows: int, width: int, dtype: str) -> Ring:
         counts[apart and sliding] += 1
 
     def columns(layers, width):
-        shape = (layers, rows, width, config.key_value_heads, config.head_width)
+        shape = (layers, rows, config.key_value_heads, width, config.head_width)
         x = jnp.zeros(shape, dtype)
         scale = jnp.zeros(shape[:-1], jnp.float32)
         return Columns(x, x, (scale, scale) if x.dtype == jnp.int8 else None)
@@ -183,24 +189,34 @@ def behind_now(
     Returns:
       The columns of B rows, as in `ring.full` and `ring.near`.
     """
-    last = cache.k_NxBxSxKxD.shape[2] - 1
     kinds = [False] * config.layers if ring.near is None else config.sliding_layers
+    if prefix:
+        cache = _without_gap(cache, prefix, lengths_B)
 
     def columns(into: Columns, sliding: bool) -> Columns:
-        age_1xW = _ages(into.width, now - 1)[None]
-        # The prefix is further back than the padding lets it seem.
-        source_BxW = last - age_1xW
-        source_BxW -= jnp.where(age_1xW >= lengths_B[:, None], last + 1 - prefix, 0)
-        source_BxW += jnp.where(age_1xW >= lengths_B[:, None], lengths_B[:, None], 0)
-        source_BxW = jnp.clip(source_BxW, 0, last)
         layers = [n for n, kind in enumerate(kinds) if kind == sliding]
 
-        def taken(x_NxBxSxKxD):
+        def turned(x_NxBxKxSxD):
             if len(layers) < config.layers:
-                x_NxBxSxKxD = x_NxBxSxKxD[jnp.array(layers, jnp.int32)]
-            take = jax.vmap(lambda x, source: jnp.take(x, source, axis=1), (1, 0), 1)
-            return take(x_NxBxSxKxD, source_BxW)
+                x_NxBxKxSxD = x_NxBxKxSxD[jnp.array(layers, jnp.int32)]
+            x_NxBxKxSxD = x_NxBxKxSxD[:, :, :, -into.width :]
+            missing = into.width - x_NxBxKxSxD.shape[3]
+            widths = [(0, 0)] * 3 + [(missing, 0), (0, 0)]
+            # All rows alike, and no gather: that would lay the columns out in another order.
+            return jnp.roll(jnp.pad(x_NxBxKxSxD, widths), now, axis=3)
 
-        return stored(*map(taken, cache[:2]), into.k_NxRxWxKxD.dtype)
+        return stored(*map(turned, cache[:2]), into.k_NxRxKxWxD.dtype)
 
     return columns(ring.full, False), None if ring.near is None else columns(ring.near, True)
+
+
+def _without_gap(cache: Cache, prefix: int, lengths_B: jax.Array) -> Cache:
+    """With the prefix next to each row's prompt, and the padding before both."""
+    columns = cache.k_NxBxKxSxD.shape[3]
+    gap_Bx1 = columns - prefix - lengths_B[:, None]
+    place_1xS = jnp.arange(columns)[None]
+    of_prefix_BxS = jnp.maximum(place_1xS - gap_Bx1, 0)
+    source_BxS = jnp.where(place_1xS < gap_Bx1 + prefix, of_prefix_BxS, place_1xS)
+    take = jax.vmap(lambda x, source: jnp.take(x, source, axis=2), (1, 0), 1)
+    k, v = (take(x, source_BxS) for x in cache[:2])
+    return cache._replace(k_NxBxKxSxD=k, v_NxBxKxSxD=v)

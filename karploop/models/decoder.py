@@ -96,20 +96,22 @@ class Attention(nn.Module):
     def __call__(self, x_BxLxE, context: Context, cache, layer, sliding: Flag):
         c = self.config
         q_BxLxHxD = self._project("query", "heads", c.heads, x_BxLxE)
-        k_BxSxKxD = self._project("key", "kv_heads", c.key_value_heads, x_BxLxE)
-        v_BxSxKxD = self._project("value", "kv_heads", c.key_value_heads, x_BxLxE)
+        k_BxLxKxD = self._project("key", "kv_heads", c.key_value_heads, x_BxLxE)
+        v_BxLxKxD = self._project("value", "kv_heads", c.key_value_heads, x_BxLxE)
         if c.qk_norm:
             q_BxLxHxD = _norm(c, "query_norm")(q_BxLxHxD)
-            k_BxSxKxD = _norm(c, "key_norm")(k_BxSxKxD)
+            k_BxLxKxD = _norm(c, "key_norm")(k_BxLxKxD)
         if context.rotations:
             rotation = jax.tree.map(functools.partial(_pick, sliding), *context.rotations)
-            q_BxLxHxD, k_BxSxKxD = rotate(q_BxLxHxD, rotation), rotate(k_BxSxKxD, rotation)
+            q_BxLxHxD, k_BxLxKxD = rotate(q_BxLxHxD, rotation), rotate(k_BxLxKxD, rotation)
 
         def look(sliding: Flag, cache):
-            k, v = k_BxSxKxD, v_BxSxKxD
-            if cache is not None:
-                cache, k, v = cache.extended(layer, sliding, k, v, context.offset)
             mask_BxLxS = _pick(sliding, *context.masks_BxLxS)
+            if cache is None:
+                k, v = jnp.swapaxes(k_BxLxKxD, 1, 2), jnp.swapaxes(v_BxLxKxD, 1, 2)
+            else:
+                new = k_BxLxKxD, v_BxLxKxD
+                cache, k, v = cache.extended(layer, sliding, *new, context.offset)
             return attend(q_BxLxHxD, k, v, mask_BxLxS, c), cache
 
         if cache is not None and cache.by_kind and not isinstance(sliding, bool):
@@ -137,16 +139,16 @@ class Attention(nn.Module):
         return projected
 
 
-def attend(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask_BxLxS, config: ModelConfig) -> jax.Array:
+def attend(q_BxLxHxD, k_BxKxSxD, v_BxKxSxD, mask_BxLxS, config: ModelConfig) -> jax.Array:
     """Attention of H query heads over K ≤ H key-value heads (query head h reads h // (H / K)).
 
     Scores and softmax are in float32. G counts the query heads that share a key-value head.
     """
     batch, length, heads, width = q_BxLxHxD.shape
-    kv_heads = k_BxSxKxD.shape[2]
+    kv_heads = k_BxKxSxD.shape[1]
     q_BxLxKxGxD = q_BxLxHxD.reshape(batch, length, kv_heads, heads // kv_heads, width)
     scores_BxKxGxLxS = jnp.einsum(
-        "blkgd,bskd->bkgls", q_BxLxKxGxD, k_BxSxKxD, preferred_element_type=jnp.float32
+        "blkgd,bksd->bkgls", q_BxLxKxGxD, k_BxKxSxD, preferred_element_type=jnp.float32
     )
     scores_BxKxGxLxS *= config.attention_scale or width**-0.5
     if config.attention_softcap:
@@ -155,9 +157,9 @@ def attend(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask_BxLxS, config: ModelConfig) -> 
     hidden = jnp.finfo(jnp.float32).min
     shares_BxKxGxLxS = jax.nn.softmax(
         jnp.where(mask_BxLxS[:, None, None], scores_BxKxGxLxS, hidden)
-    ).astype(v_BxSxKxD.dtype)
+    ).astype(v_BxKxSxD.dtype)
     # XLA's CPU backend writes a product in its own order of axes many times faster.
-    out_BxKxGxLxD = jnp.einsum("bkgls,bskd->bkgld", shares_BxKxGxLxS, v_BxSxKxD)
+    out_BxKxGxLxD = jnp.einsum("bkgls,bksd->bkgld", shares_BxKxGxLxS, v_BxKxSxD)
     return jnp.moveaxis(out_BxKxGxLxD, 3, 1).reshape(q_BxLxHxD.shape)
 
 

@@ -1,0 +1,42 @@
+"""The compiled sampling program: parameters change their layout once, the cache never does."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from compiled import look_into_sampling
+
+from karploop.dryrun import topology
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def check(seen: dict) -> None:
+    assert seen["dots"], "the loops must be read right"
+    assert seen["inside"] < seen["smallest"], "parameters are gathered in the loop"
+    assert seen["turned"] == 0, "the cache is copied"
+    assert seen["temporaries"] < seen["parameters"], "there is a second copy of the parameters"
+
+
+@pytest.mark.parametrize("slots", [0, 8])
+@pytest.mark.parametrize(
+    "axes", [{"data": 1}, {"fsdp": 4, "tensor": 2}], ids=["1 device", "8 devices"]
+)
+def test_sampling_on_cpu(axes, slots):
+    count = axes.get("fsdp", 1) * axes.get("tensor", 1)
+    seen = look_into_sampling(jax.devices()[:count], 16, slots, length=128, **axes)
+    check(seen)
+    assert (seen["outside"] >= seen["smallest"]) == (count > 1), "fsdp is gathered before the loop"
+
+
+@pytest.mark.parametrize("slots", ["0", "32"])
+def test_sampling_on_a_tpu_that_is_not_here(slots):
+    if not topology.has_libtpu():
+        pytest.skip('compiling for a TPU takes libtpu: pip install "jax[tpu]"')
+    command = [sys.executable, "tests/compiled.py", "v5e:2x2", slots]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    check(json.loads(result.stdout))
