@@ -135,6 +135,23 @@ def test_edges_of_the_filters():
     assert kept_tokens(halves, top_p=0.51) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("scale", [0.01, 3.0, 40.0])
+def test_filters_keep_what_sorting_would(scale):
+    """Ties among them, tokens that are ruled out, and numbers of both signs."""
+    logits_BxV = np.random.default_rng(1).normal(size=(4, 700)).astype(np.float32) * scale
+    logits_BxV[:, ::5] = np.round(logits_BxV[:, ::5])
+    logits_BxV[1, :30], logits_BxV[3] = -np.inf, 0.0
+    for logits_V in logits_BxV:
+        down_V = np.sort(logits_V)[::-1]
+        expected = np.flatnonzero(logits_V >= down_V[80])
+        assert kept_tokens(logits_V, top_k=81) == [n for n in expected if logits_V[n] > -np.inf]
+        mass_V = np.exp(down_V.astype(np.float64) - down_V[0])
+        before_V = (np.cumsum(mass_V) - mass_V) / mass_V.sum()
+        for p in (0.1, 0.5, 0.9):
+            last = down_V[before_V < p][-1]
+            assert kept_tokens(logits_V, top_p=p) == np.flatnonzero(logits_V >= last).tolist()
+
+
 # -- whole completions -------------------------------------------------------------------------
 
 
