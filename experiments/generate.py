@@ -1,7 +1,8 @@
 """Completes the prompts of a file with one model.
 
 python -m experiments.generate --model=PATH --input=prompts.jsonl --output=out.jsonl [--n=1
-    --temperature=1 --top_p=1 --top_k=0 --min_p=0 --max_new_tokens=128 --seed=0 --batch=8]
+    --temperature=1 --top_p=1 --top_k=0 --min_p=0 --max_new_tokens=128 --seed=0 --batch=8
+    --slots=0 --cache=model --weights=model]
 
 Rows are {"prompt": text}, {"messages": [...]} or {"tokens": [...]}, as JSON lines, a JSON list or
 Parquet; "-" is standard input or output. They come out in their order with all their fields and
@@ -33,7 +34,10 @@ flags.DEFINE_float("min_p", 0.0, "Draw from tokens at least this probable, relat
 flags.DEFINE_integer("max_new_tokens", 128, "Most tokens of a completion, its stop token included.")
 flags.DEFINE_integer("seed", 0, "Of the random numbers.")
 flags.DEFINE_integer("batch", 8, "Rows at a time; no influence on the result.")
+flags.DEFINE_integer("slots", 0, "Rows decoded at a time: as one is done, another begins; 0: all.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the model computes in.")
+flags.DEFINE_enum("cache", "model", ["model", "bfloat16", "int8"], "Of keys and values.")
+flags.DEFINE_enum("weights", "model", ["model", "int8"], "Of matrices, while sampling.")
 cli.define_endpoint_flags()
 
 

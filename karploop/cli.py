@@ -53,7 +53,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     logging.set_verbosity(logging.WARNING)
     code = 1
     try:
-        code = main(flags.FLAGS(sys.argv)) or 0
+        wants_help = {"--help", "-h"} & {*sys.argv[1:]}
+        code = _print_help() if wants_help else main(flags.FLAGS(sys.argv)) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +74,13 @@ def run(main: Callable[[list[str]], int | None]) -> None:
                 "`python -m experiments.gc`), then run the same command again",
                 file=sys.stderr,
             )
+        elif _in_cluster() and _is_of_a_lost_process(error):
+            print(
+                f"error: another process of this run has ended or cannot be reached ({error}). "
+                "What is committed stays: start the same command on all machines again, and it "
+                "goes on from there",
+                file=sys.stderr,
+            )
         else:
             traceback.print_exc()
     if code and _in_cluster():
@@ -81,6 +89,15 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _print_help() -> int:
+    """What the program's first lines say, and its flags."""
+    print(sys.modules["__main__"].__doc__)
+    print(flags.FLAGS.main_module_help())
+    if shared := flags.FLAGS.get_flags_for_module(__name__):
+        print("\n".join(f"  --{flag.name}: {flag.help} (default: {flag.value})" for flag in shared))
+    return 0
 
 
 def no_arguments(argv: list[str]) -> None:
@@ -92,6 +109,13 @@ def no_arguments(argv: list[str]) -> None:
 def _in_cluster() -> bool:
     """Whether this is one of several processes of a run (`launch.join_cluster`)."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _is_of_a_lost_process(error: Exception) -> bool:
+    """Whether the runtime waited in vain for another process; it has no class for that."""
+    signs = ("gloo", "connection closed", "connection reset", "heartbeat", "coordination service")
+    of_runtime = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return of_runtime and any(sign in str(error).lower() for sign in signs)
 
 
 def define_endpoint_flags() -> None:

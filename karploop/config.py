@@ -343,6 +343,8 @@ class GenerateConfig:
     fused_steps: int = option(4, low=1)  # decode steps between looks at which rows have stopped
     # What keys and values are stored in: what the model computes in, or less.
     cache: str = option("model", choices=("model", "bfloat16", "int8"))
+    # What matrices are stored in while sampling; int8 pays on accelerators, and not on a CPU.
+    weights: str = option("model", choices=("model", "int8"))
     # Where completions come from: a shipped chain, or "package.module:ATTRIBUTE"; empty: the model
     chain: str = ""
     options: ChainOptions = ChainOptions()

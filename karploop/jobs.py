@@ -28,7 +28,10 @@ class GenerateJob:
     max_new_tokens: int = 128
     seed: int = 0
     batch: int = 8
+    slots: int = 0
     dtype: str = "float32"
+    cache: str = "model"
+    weights: str = "model"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class ScoreJob:
 def check_job(job: GenerateJob | ScoreJob) -> None:
     """Raises UserError: a setting out of range."""
     limits = {"n": 1, "max_new_tokens": 1, "batch": 1, "temperature": 0, "top_k": 0, "min_p": 0}
+    limits["slots"] = 0
     for name, low in limits.items():
         if getattr(job, name, low) < low:
             raise UserError(f"--{name} must be at least {low}, got {getattr(job, name)}")

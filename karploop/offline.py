@@ -22,6 +22,7 @@ from karploop.reporting.progress import Progress, Stage
 from karploop.roles.local import LocalModel, prompt_tokens
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.prefix import shared_beginning
+from karploop.sampling.rollout import Decoding
 from karploop.sampling.sampler import Sampler, batches
 
 Compute = Callable[[range], Iterator[tuple[Row, int]]]
@@ -40,15 +41,6 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
       UserError: anything wrong with model, rows or settings, before anything is compiled.
     """
 
-    def read(model: LocalModel, row: Row, where: str) -> list[int]:
-        prompt = prompt_tokens(model.tokenizer, to_prompt(row, where), where)
-        if len(prompt) >= model.config.max_length:
-            raise UserError(
-                f"{where}: the prompt takes {len(prompt)} tokens, and the model's context of "
-                f"{model.config.max_length} must hold the completion too: shorten it"
-            )
-        return prompt
-
     def load(model: LocalModel, mesh: Mesh, rows: list[Row], prompts: list[list[int]]) -> Compute:
         weights, params = model.load(mesh)
         shared = shared_beginning(prompts)
@@ -57,7 +49,7 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
         sampler = Sampler(
             weights,
             model.tokenizer,
-            prompt_length=_buckets(rests),
+            prompt_length=lengths_for(rests),
             completion_length=job.max_new_tokens - 1,
             prefix=prefix,
         )
@@ -70,8 +62,9 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
                 jax.random.key(job.seed),
                 samples=job.n,
                 sampling=Sampling(job.temperature, job.top_k, job.top_p, job.min_p),
-                limits=[_room(model, prompts[i], job.max_new_tokens) - 1 for i in part],
+                limits=[room_for(model, prompts[i], job.max_new_tokens) - 1 for i in part],
                 batch=job.batch,
+                decoding=Decoding(job.slots, cache=job.cache, weights=job.weights),
             )
             for i, of_row in zip(part, completions, strict=True):
                 found = [
@@ -87,7 +80,22 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
 
         return complete
 
-    _run("generate", job, source, target, progress, read, load)
+    _run("generate", job, source, target, progress, read_prompt, load)
+
+
+def read_prompt(model: LocalModel, row: Row, where: str) -> list[int]:
+    """The tokens of a row's prompt.
+
+    Raises:
+      UserError: there is none, or it leaves no room in the model's context.
+    """
+    prompt = prompt_tokens(model.tokenizer, to_prompt(row, where), where)
+    if len(prompt) >= model.config.max_length:
+        raise UserError(
+            f"{where}: the prompt takes {len(prompt)} tokens, and the model's context of "
+            f"{model.config.max_length} must hold the completion too: shorten it"
+        )
+    return prompt
 
 
 def score(job: ScoreJob, source: str, target: str, progress: Progress) -> None:
@@ -113,7 +121,7 @@ def score(job: ScoreJob, source: str, target: str, progress: Progress) -> None:
 
     def load(model: LocalModel, mesh: Mesh, rows: list[Row], pairs: list) -> Compute:
         weights, params = model.load(mesh)
-        buckets = _buckets([start + end for start, end in pairs])
+        buckets = lengths_for([start + end for start, end in pairs])
         sampler = Sampler(weights, model.tokenizer, prompt_length=buckets, completion_length=0)
 
         def score_part(part: range) -> Iterator[tuple[Row, int]]:
@@ -155,6 +163,8 @@ def _run(
         encoded.append(read(model, row, where))
     mesh = make_mesh(MeshConfig())
     check_batch(job.batch, mesh, "--batch")
+    if getattr(job, "slots", 0):
+        check_batch(job.slots, mesh, "--slots")
     with _open(target, job, model, rows) as out:
         if out.done == len(rows):
             return
@@ -165,7 +175,7 @@ def _run(
 
 
 def _open(target: str, job: Any, model: LocalModel, rows: Sequence[Row]) -> Output:
-    settings = asdict(job) | {"batch": 0, "model": model.stamps()}
+    settings = asdict(job) | {"batch": 0, "slots": 0, "model": model.stamps()}
     return Output(target, identity_of(settings, list(rows)))
 
 
@@ -193,12 +203,12 @@ def _scored(model: LocalModel, row: Mapping[str, Any], where: str) -> tuple[list
     return prompt_tokens(tokenizer, prompt, where), tokenizer.encode(completion)
 
 
-def _room(model: LocalModel, prompt: Sequence[int], wanted: int) -> int:
+def room_for(model: LocalModel, prompt: Sequence[int], wanted: int) -> int:
     """New tokens that the context has room for."""
     return min(wanted, model.config.max_length - len(prompt))
 
 
-def _buckets(texts: Sequence[Sequence[int]]) -> list[int]:
+def lengths_for(texts: Sequence[Sequence[int]]) -> list[int]:
     """Powers of two up to the longest text: lengths to compile for."""
     longest, lengths = max(map(len, texts)), [_SHORTEST_BUCKET]
     while lengths[-1] < longest:

@@ -61,7 +61,7 @@ def look_into_sampling(
     from karploop.mesh import batch_parts, make_mesh
     from karploop.models.weights import Weights
     from karploop.sampling.distributions import Sampling
-    from karploop.sampling.rollout import Slots
+    from karploop.sampling.rollout import Decoding
     from karploop.sampling.sampler import Sampler
 
     shape = {"layers": 4, "width": 512, "mlp_width": 2048, "heads": 8, "kv_heads": 4}
@@ -81,7 +81,7 @@ def look_into_sampling(
     key = jax.eval_shape(jax.random.key, 0)
     arguments = (array(length), array(), array(), array(), key, sampler.prefix, samples)
     lowered = sampler._decode.lower(
-        weights.abstract, *arguments, Sampling(), Slots(slots, parts=parts)
+        weights.abstract, *arguments, Sampling(), Decoding(slots, parts=parts)
     )
     compiled = lowered.compile()
     found = computations(hlo := compiled.as_text())

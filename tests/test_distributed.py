@@ -1,6 +1,7 @@
-"""Two processes, four devices each: the entry point itself, stopped, resumed, and compared.
+"""Two processes of four devices, then four of two: the entry point itself, stopped, resumed, and
+compared.
 
-They share one workdir. Parameters are split over all eight devices, so neither holds them whole.
+They share one workdir. Parameters are split over the devices, so that no process holds them whole.
 What they are compared with runs in this process meanwhile, on one device.
 """
 
@@ -31,26 +32,31 @@ CONFIG = "tests/tiny.py"
 SETTINGS = {"rounds": "1", "generate.prompts": "32", "generate.temperature": "0"}
 
 
-def start(workdir, *arguments):
+def start(workdir, *arguments, devices=4):
     command = [sys.executable, "-m", "experiments.run", f"--config={CONFIG}", "--run_name=r"]
     command += [f"--config.{key}={value}" for key, value in SETTINGS.items()]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", *arguments],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def start_two(workdir):
+def start_all(workdir, processes=2, mesh=(1, 4, 2)):
+    """Processes of one run, with eight devices together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
-    cluster = [f"--coordinator_address={address}", "--num_processes=2"]
-    return [start(workdir, *mesh, *cluster, f"--process_id={index}") for index in range(2)]
+    axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
+    common = [f"--config.mesh.{axis}={size}" for axis, size in axes]
+    common += [f"--coordinator_address={address}", f"--num_processes={processes}"]
+    return [
+        start(workdir, *common, f"--process_id={index}", devices=8 // processes)
+        for index in range(processes)
+    ]
 
 
 def finish(processes):
@@ -123,10 +129,10 @@ def wait_for_checkpoint(workdir, process):
         time.sleep(0.05)
 
 
-def test_two_processes_stop_resume_and_compute_what_one_does(tmp_path):
+def test_processes_stop_resume_on_another_mesh_and_compute_what_one_does(tmp_path):
     """Losses to a relative 1e-5, held-out likelihoods to 1e-4, greedy answers exactly."""
-    two = tmp_path / "two"
-    pair = start_two(two)
+    two = tmp_path / "several"
+    pair = start_all(two)
     expected, compiled = run_here(tmp_path / "one")
     assert compiled[0] > 0 and compiled[1:] == [0], "a run compiles each program once"
     wait_for_checkpoint(two, pair[0])
@@ -137,10 +143,11 @@ def test_two_processes_stop_resume_and_compute_what_one_does(tmp_path):
     assert ours(out_1) == "" and said(log_1) == "stopping after the current chunk …".split()
     assert not (two / "runs/r/summary.json").exists() or not summary(two)["complete"]
 
-    (code_0, out_0, log_0), (code_1, out_1, log_1) = finish(start_two(two))
-    assert (code_0, code_1) == (0, 0), log_0 + log_1
+    (code_0, out_0, log_0), *others = finish(start_all(two, processes=4, mesh=(2, 2, 2)))
+    assert code_0 == 0 and not any(code for code, _, _ in others), log_0 + others[0][2]
     assert "exact_match by difficulty" in out_0 and "round 0 (1 of 1)  train" in log_0
-    assert (ours(out_1), said(log_1)) == ("", []), "only the main process speaks"
+    for _, out, log in others:
+        assert (ours(out), said(log)) == ("", []), "only the main process speaks"
     assert not any(path.is_file() for path in (two / "tmp").rglob("*"))
 
     assert summary(two)["complete"]
@@ -154,11 +161,15 @@ def test_two_processes_stop_resume_and_compute_what_one_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_no_process_waits_for_a_dead_one(tmp_path, victim):
-    pair = start_two(tmp_path)
+    pair = start_all(tmp_path)
     wait_for_checkpoint(tmp_path, pair[0])
     pair[victim].kill()
-    survivor = finish(pair)[1 - victim][0]
-    assert survivor not in (0, -signal.SIGKILL), "it must end by itself, and not well"
+    killed = time.monotonic()
+    code, _, log = finish(pair)[1 - victim]
+    assert code not in (0, -signal.SIGKILL), "it must end by itself, and not well"
+    assert time.monotonic() - killed < 120, "the runtime misses a process's heartbeats after 100 s"
+    assert "another process of this run has ended" in log
+    assert "goes on from there" in log and "Traceback" not in log
 
 
 def test_a_cluster_that_is_not_there_is_a_users_mistake():

@@ -29,6 +29,7 @@ LAYERS = [
     {"oversight", "catalogue", "roles"},
     {"policy"},
     {"offline", "offline_remote", "offline_chain", "offline_judge", "offline_reward"},
+    {"precision"},
     {"lineage", "retention", "export", "judge_study", "reviewing"},
     {"machinery"},
     {"bindings", "forecast"},

@@ -25,7 +25,7 @@ from karploop.models.decoder import packed_mask  # noqa: E402
 from karploop.models.families import to_hf  # noqa: E402
 from karploop.models.weights import Weights  # noqa: E402
 from karploop.sampling.distributions import GREEDY  # noqa: E402
-from karploop.sampling.rollout import Slots, rollout  # noqa: E402
+from karploop.sampling.rollout import Decoding, rollout  # noqa: E402
 
 LENGTH, VOCABULARY = 23, 97
 COMMON = dict(
@@ -252,7 +252,7 @@ def greedy(weights, params, tokens, real, new):
             sampling=GREEDY,
             stop_ids=(-1,),
             pad_id=0,
-            slots=Slots(fused_steps=8),
+            decoding=Decoding(fused_steps=8),
         )
 
     return np.asarray(decode(params).tokens_RxT)

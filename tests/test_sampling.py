@@ -26,7 +26,7 @@ from karploop.sampling.distributions import (
     filtered_logits,
 )
 from karploop.sampling.generate import generate
-from karploop.sampling.rollout import Slots, rollout
+from karploop.sampling.rollout import Decoding, rollout
 from karploop.sampling.sampler import Sampler, batches
 from karploop.stages import Stages
 from karploop.store import Store
@@ -279,7 +279,7 @@ def test_padding_lengths_and_devices_change_nothing(
     weights = make_weights(data=2, fsdp=2, tensor=2, positions="rope")
     wide = Sampler(weights, tokenizer, prompt_length=9, completion_length=11)
     expected = complete(sampler, model[1])
-    got = complete(wide, make_params(weights), fused_steps=3, batch=16)
+    got = complete(wide, make_params(weights), decoding=Decoding(fused_steps=3), batch=16)
     assert tokens_of(got) == tokens_of(expected)
     for where, completion in got.items():
         np.testing.assert_allclose(completion.logprobs, expected[where].logprobs, atol=1e-4)
@@ -304,35 +304,38 @@ def test_slots_that_are_refilled_change_nothing(kind, make_weights, make_params,
     prefix = [tokenizer.bos_id, *tokenizer.encode("1+1=2")]
     asked = dict(samples=2, sampling=MIXED, limits=limits, batch=24)
 
-    def drawn(weights, params, slots, **settings):
+    def drawn(weights, params, decoding):
         sampler = Sampler(
             weights, tokenizer, prompt_length=[4, 7], completion_length=9, prefix=prefix
         )
-        found = sampler.complete(params, prompts, range(21), KEY, **asked, slots=slots, **settings)
+        found = sampler.complete(params, prompts, range(21), KEY, **asked, decoding=decoding)
         return sum(found, [])
 
-    whole = drawn(weights, params, 0)
+    whole = drawn(weights, params, Decoding())
     assert len({len(c.tokens) for c in whole}) > 4
     eight = make_weights(data=2, fsdp=2, tensor=2, max_length=64, **KINDS[kind])
-    runs = [(weights, params, 2, 3), (eight, make_params(eight), 8, 2)]
-    for weights, params, slots, fused in runs:
-        for one, other in zip(drawn(weights, params, slots, fused_steps=fused), whole, strict=True):
+    few, fewer = Decoding(8, fused_steps=2), Decoding(2, fused_steps=3)
+    for found in (drawn(weights, params, fewer), drawn(eight, make_params(eight), few)):
+        for one, other in zip(found, whole, strict=True):
             assert (one.tokens, one.finished) == (other.tokens, other.finished)
             np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
             assert one.entropy == pytest.approx(other.entropy, abs=1e-4)
 
 
-@pytest.mark.parametrize(("cache", "error"), [("bfloat16", 0.03), ("int8", 0.06)])
-def test_a_smaller_cache_costs_little_accuracy(cache, error, model, sampler):
+@pytest.mark.parametrize(
+    ("less", "error"),
+    [({"cache": "bfloat16"}, 0.03), ({"cache": "int8"}, 0.06), ({"weights": "int8"}, 0.15)],
+)
+def test_less_memory_costs_little_accuracy(less, error, model, sampler):
     """Log-probabilities of the same tokens, nats; drawn with few slots, which are refilled."""
     whole = complete(sampler, model[1])
-    small = complete(sampler, model[1], cache=cache, slots=2)
+    small = complete(sampler, model[1], decoding=Decoding(2, **less))
     pairs = [(small[where], whole[where]) for where in whole]
     same = [(one, other) for one, other in pairs if one.tokens == other.tokens]
     assert len(same) > len(pairs) // 2
     moved = [np.subtract(one.logprobs, other.logprobs) for one, other in same]
     moved = np.abs(np.concatenate(moved))
-    assert 0 < moved.max() < error, "another cache, and nearly the same numbers"
+    assert 0 < moved.max() < error, "other numbers, and nearly the same"
 
 
 def test_log_probabilities_are_the_scorers(model, sampler, tokenizer):
@@ -451,7 +454,7 @@ def run_rollout(model, params, prompts_PxL, limits_P, stop_id, max_new, fused_st
         sampling=GREEDY,
         stop_ids=(stop_id,),
         pad_id=0,
-        slots=Slots(fused_steps=fused_steps),
+        decoding=Decoding(fused_steps=fused_steps),
     )
 
 

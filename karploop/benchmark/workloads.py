@@ -20,6 +20,7 @@ from karploop.benchmark.costs import Cost, sampling, scoring
 from karploop.benchmark.subject import Subject
 from karploop.errors import RunFailed
 from karploop.sampling.distributions import Sampling
+from karploop.sampling.rollout import Decoding
 from karploop.sampling.sampler import Completion, Sampler
 
 NO_STOP = (-1,)  # is no token's number
@@ -106,7 +107,7 @@ class Drawing:
             sampling=Sampling(),
             limits=[new - 1 for new in self._wanted.new],
             batch=self._batch,
-            slots=self._slots,
+            decoding=Decoding(self._slots),
         )
         self._check(found)
         return found

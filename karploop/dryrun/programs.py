@@ -30,6 +30,7 @@ from karploop.models.families import from_hf
 from karploop.models.weights import Weights
 from karploop.policy import Policy
 from karploop.sampling.distributions import Sampling
+from karploop.sampling.rollout import Decoding
 from karploop.sampling.sampler import Sampler
 from karploop.training.objectives import EPISODES, EXAMPLES, LABELS, PAIRS, REWARDS, Objective
 from karploop.training.packing import Batch, Tokenized, pack
@@ -161,8 +162,7 @@ def lowerings(laid: Laid) -> dict[str, Callable[[], jax.stages.Lowered]]:
     named: dict[str, Callable[[], jax.stages.Lowered]] = {}
     if not g.chain:
         more: dict[str, Any] = dict(samples=g.samples, sampling=sampling)
-        more |= dict(slots=g.slots, fused_steps=g.fused_steps, cache=g.cache)
-        named[ROLLOUT] = lambda: sampler.lower_decode(g.batch, **more)
+        named[ROLLOUT] = lambda: sampler.lower_decode(g.batch, **more, decoding=Decoding.of(g))
     named[SCORE] = lambda: sampler.lower_score(e.batch)
     named[STEP] = lambda: laid.trainer.lower_step(example_batch(laid))
     return named

@@ -12,6 +12,7 @@ from karploop.data.prompting import Prompting
 from karploop.models.weights import Weights
 from karploop.records import PROMPTS_FILE, SAMPLES_FILE, Samples
 from karploop.sampling.distributions import Sampling
+from karploop.sampling.rollout import Decoding
 from karploop.sampling.sampler import Sampler, batches
 from karploop.stages import StageContext
 
@@ -73,9 +74,7 @@ def sampled(
         sampling=Sampling(config.temperature, config.top_k, config.top_p, config.min_p),
         limits=[limit(prompts["difficulty"][i]) for i in rows],
         batch=config.batch,
-        slots=config.slots,
-        fused_steps=config.fused_steps,
-        cache=config.cache,
+        decoding=Decoding.of(config),
     )
     ids = np.repeat(np.array(rows), config.samples)
     flat = [c for of_prompt in completions for c in of_prompt]

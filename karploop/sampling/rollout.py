@@ -28,8 +28,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from karploop.config import GenerateConfig
 from karploop.models.cache import Ring, behind_now, init_ring
 from karploop.models.decoder import Decoder
+from karploop.models.quantized import whole
 from karploop.sampling.distributions import Sampling, draw
 from karploop.sampling.prefix import columns_of, prefill, read_prefix
 
@@ -45,20 +47,34 @@ class Rollout(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Slots:
+class Decoding:
     """How a batch is decoded (static: a change compiles a new program).
 
     Attributes:
-      count: prompts that are decoded at a time; 0: all that are given.
+      slots: prompts that are decoded at a time; 0: all that are given.
       parts: into how many parts devices split the prompts.
       fused_steps: decode steps between two looks at which rows have stopped.
       cache: what keys and values are stored in: `model`, as it computes, bfloat16 or int8.
+      weights: what matrices are stored in: `model`, as given, or int8.
     """
 
-    count: int = 0
+    slots: int = 0
     parts: int = 1
     fused_steps: int = 4
     cache: str = "model"
+    weights: str = "model"
+
+    @classmethod
+    def of(cls, config: GenerateConfig) -> Decoding:
+        return cls(
+            slots=config.slots,
+            fused_steps=config.fused_steps,
+            cache=config.cache,
+            weights=config.weights,
+        )
+
+
+WHOLE_BATCH = Decoding()
 
 
 class _Row(NamedTuple):
@@ -82,7 +98,7 @@ class _State(NamedTuple):
 
 def rollout(
     model: Decoder,
-    params,
+    weights,
     prompts_PxL: jax.Array,
     lengths_P: jax.Array,
     prompt_ids_P: jax.Array,
@@ -95,12 +111,13 @@ def rollout(
     prefix_L: jax.Array | None = None,
     stop_ids: Sequence[int],
     pad_id: int,
-    slots: Slots = Slots(),
+    decoding: Decoding = WHOLE_BATCH,
     buckets: Sequence[int] = (),
 ) -> Rollout:
     """Samples `samples` completions for each prompt.
 
     Args:
+      weights: parameters, as they are or `quantised`.
       prompts_PxL: token ids, padded on the left. They are taken in order, each part's by itself.
       lengths_P: real tokens in each row (at least 1).
       prompt_ids_P: integers that tell prompts apart in the random stream.
@@ -113,12 +130,12 @@ def rollout(
       buckets: ascending lengths at which prompts that are taken together may be read, L the last;
         empty: L alone.
     """
-    parts, length = slots.parts, prompts_PxL.shape[1]
+    parts, length = decoding.parts, prompts_PxL.shape[1]
     queue = len(prompts_PxL) // parts
-    count = min(slots.count // parts or queue, queue)  # slots of a part
+    count = min(decoding.slots // parts or queue, queue)  # slots of a part
     # Few at a time hold others up for short; where nobody waits, all are filled at once.
     filled = queue if count == queue else max(1, count // 8)
-    prefix = read_prefix(model, params, prefix_L)
+    prefix = read_prefix(model, whole(weights, model.config.dtype), prefix_L)
     before = columns_of(prefix)
     buckets = tuple(buckets) or (length,)
 
@@ -162,6 +179,7 @@ def rollout(
         now, rows = state.now, state.rows
         position_R = (before + rows.length + now - rows.born).reshape(-1)
         masks = state.ring.masks(now, position_R + 1)
+        params = whole(weights, model.config.dtype)
         hidden_Rx1xE, ring = model.apply(
             params, rows.token.reshape(-1, 1), masks, position_R[:, None], state.ring, now
         )
@@ -190,6 +208,7 @@ def rollout(
         prompts_BxL = _at(prompts_DxQxL, prompt_DxF).reshape(-1, length)
 
         def read(bucket: int):
+            params = whole(weights, model.config.dtype)
             cache, logits = prefill(
                 model, params, prompts_BxL[:, length - bucket :], lengths_B, prefix
             )
@@ -224,13 +243,13 @@ def rollout(
         return jax.lax.while_loop(refillable, refill, state)
 
     def chunk(state: _State) -> _State:
-        state = jax.lax.fori_loop(0, slots.fused_steps, decode_one, state)
+        state = jax.lax.fori_loop(0, decoding.fused_steps, decode_one, state)
         return all_refilled(state) if count < queue else state
 
     none = jnp.zeros((parts, count * samples), jnp.int32)
     jobs = (parts, queue * samples)
     width = before + length + max_new - 1
-    kept = model.config.dtype if slots.cache == "model" else slots.cache
+    kept = model.config.dtype if decoding.cache == "model" else decoding.cache
     state = _State(
         now=jnp.int32(0),
         ring=init_ring(model.config, parts * count * samples, width, kept),

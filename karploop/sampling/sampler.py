@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
 from karploop.mesh import batch_parts, batch_sharding, put, replicated, to_host
+from karploop.models.quantized import quantised
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
-from karploop.sampling.rollout import Slots, rollout
+from karploop.sampling.rollout import WHOLE_BATCH, Decoding, rollout
 from karploop.sampling.score import score, score_next
 
 Prompt = str | Sequence[int]  # text, or tokens
@@ -73,10 +75,12 @@ class Sampler:
             return prefix_L if len(prefix) else None
 
         def decode(
-            params, prompts_PxL, lengths_P, ids_P, limits_P, key, prefix_L, samples, sampling, slots
+            params, prompts_PxL, lengths_P, ids_P, limits_P, key, prefix_L, samples, sampling, how
         ):
             # The one change of layout: parameters lose their fsdp split here, before the loop.
             params = jax.lax.with_sharding_constraint(params, weights.decode_shardings)
+            if how.weights == "int8":
+                params = quantised(weights.boxed, params)
             return rollout(
                 model,
                 params,
@@ -91,7 +95,7 @@ class Sampler:
                 prefix_L=given(prefix_L),
                 stop_ids=tuple(stop_ids) or tokenizer.stop_ids,
                 pad_id=tokenizer.pad_id,
-                slots=slots,
+                decoding=how,
                 buckets=[n for n in self.prompt_lengths if n <= prompts_PxL.shape[1]],
             )
 
@@ -127,14 +131,9 @@ class Sampler:
         sampling: Sampling,
         limits: Sequence[int],
         batch: int,
-        slots: int = 0,
-        fused_steps: int = 4,
-        cache: str = "model",
+        decoding: Decoding = WHOLE_BATCH,
     ) -> list[list[Completion]]:
         """`samples` completions for each of at most `batch` prompts.
-
-        `slots` of the prompts are decoded at a time (0: all); as one is done, the next begins.
-        `cache` is what keys and values are stored in: as the model computes, bfloat16 or int8.
 
         A completion ends at its prompt's limit of tokens; one that has not stopped by then counts
         as not finished. Results do not depend on the length that the program was compiled
@@ -148,7 +147,7 @@ class Sampler:
         ids_P[: len(prompts)] = prompt_ids
         limits_P[: len(prompts)] = np.add(limits, 1)  # the stop token on top
         order_P = np.arange(batch)
-        if slots and slots < batch:
+        if 0 < decoding.slots < batch:
             # Longest first, dealt out to the parts: what is read together is as long.
             parts = batch_parts(self.mesh)
             order_P = np.argsort(-lengths_P, kind="stable").reshape(-1, parts).T.ravel()
@@ -163,7 +162,7 @@ class Sampler:
                 self.prefix,
                 samples,
                 sampling,
-                self._slots(slots, fused_steps, cache),
+                self._on_mesh(decoding),
             )
         )
 
@@ -183,8 +182,8 @@ class Sampler:
             for p in range(len(prompts))
         ]
 
-    def _slots(self, slots: int, fused_steps: int, cache: str) -> Slots:
-        return Slots(slots, batch_parts(self.mesh), fused_steps, cache)
+    def _on_mesh(self, decoding: Decoding) -> Decoding:
+        return dataclasses.replace(decoding, parts=batch_parts(self.mesh))
 
     def lower_decode(
         self,
@@ -192,9 +191,7 @@ class Sampler:
         *,
         samples: int,
         sampling: Sampling,
-        slots: int = 0,
-        fused_steps: int = 4,
-        cache: str = "model",
+        decoding: Decoding = WHOLE_BATCH,
     ) -> jax.stages.Lowered:
         """The program of `complete` for the longest prompts, from shapes alone."""
         tokens_PxL = jax.ShapeDtypeStruct((batch, self.prompt_lengths[-1]), np.int32)
@@ -202,7 +199,7 @@ class Sampler:
         key = jax.eval_shape(lambda: jax.random.key(0))
         given = (tokens_PxL, numbers_P, ids_P, numbers_P, key, self.prefix)
         return self._decode.lower(
-            self._abstract, *given, samples, sampling, self._slots(slots, fused_steps, cache)
+            self._abstract, *given, samples, sampling, self._on_mesh(decoding)
         )
 
     def lower_score(self, batch: int) -> jax.stages.Lowered:
