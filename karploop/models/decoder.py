@@ -259,12 +259,12 @@ def _by_rows(table_VxE: jax.Array, hidden_BxE: jax.Array) -> jax.Array:
         )
 
     def on_cpu(table_VxE, hidden_BxE):
-        # XLA's CPU backend packs the second operand anew each time: a large one goes first. The
-        # barrier keeps it from turning that round.
+        # XLA's CPU backend packs the second operand anew each time: a large one goes first. One
+        # barrier keeps it from turning that round, the other from transposing for each reader.
         logits_VxB = jnp.einsum(
             "ve,be->vb", table_VxE, hidden_BxE, preferred_element_type=jnp.float32
         )
-        return jax.lax.optimization_barrier(logits_VxB).T
+        return jax.lax.optimization_barrier(jax.lax.optimization_barrier(logits_VxB).T)
 
     if hidden_BxE.ndim != 2:
         return product(table_VxE, hidden_BxE)
