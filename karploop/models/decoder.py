@@ -121,7 +121,10 @@ class Attention(nn.Module):
             out_BxLxHxD, cache = look(sliding, cache)
         init = _weight(("heads", "head_width", "embed"), c.heads * c.head_width)
         out_w = self.param("out", init, (c.heads, c.head_width, c.width), jnp.float32)
-        out_BxLxE = jnp.einsum("blhd,hde->ble", out_BxLxHxD, out_w.astype(c.dtype))
+        # One sum over heads and their widths: for a sum over two axes XLA's CPU backend would turn
+        # the matrix round in each step.
+        flat_BxLxHD = out_BxLxHxD.reshape(*out_BxLxHxD.shape[:2], -1)
+        out_BxLxE = flat_BxLxHD @ out_w.reshape(-1, c.width).astype(c.dtype)
         out_BxLxE = _adapted(self, "out", out_BxLxHxD, out_BxLxE, inputs=2)
         if c.out_bias:
             out_BxLxE = out_BxLxE + _bias(self, "out_bias", ("embed",), (c.width,))
