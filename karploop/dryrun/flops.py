@@ -92,9 +92,18 @@ def weight_bytes(c: ModelConfig, vocabulary: int, tensor: int) -> float:
     return size * (c.layers * sum(matrices(c).values()) + vocabulary * c.width) / tensor
 
 
-def cache_bytes(c: ModelConfig, rows: int, columns: int, data: int, tensor: int) -> float:
-    """Bytes of keys and values on each device; heads that do not divide are whole everywhere."""
-    size = 2 if c.dtype == "bfloat16" else 4
+def cache_bytes(
+    c: ModelConfig, rows: int, columns: int, data: int, tensor: int, stored: str = "model"
+) -> float:
+    """Bytes of keys and values on each device; heads that do not divide are whole everywhere.
+
+    Layers with a sliding window keep the window alone. `stored` is `config.generate.cache`; int8
+    has a float32 scale for each token and head.
+    """
+    kept = c.dtype if stored == "model" else stored
+    size = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0 + 4.0 / c.head_width}[kept]
+    near = min(columns, c.window or columns)
+    columns_of_all = sum(near if sliding else columns for sliding in c.sliding_layers)
     heads = c.key_value_heads
     heads = heads / tensor if heads % tensor == 0 else heads
-    return 2.0 * size * c.layers * rows / data * columns * heads * c.head_width
+    return 2.0 * size * columns_of_all * rows / data * heads * c.head_width

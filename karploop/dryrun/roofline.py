@@ -83,7 +83,10 @@ def sampling_work(laid: Laid, prompts: int, samples: int) -> Work:
     weights = flops.weight_bytes(c, vocabulary, tensor)
     slots = min(laid.config.generate.slots or prompts, prompts)
     decoded = slots * samples
-    cache = flops.cache_bytes(c, decoded, length + new, batch_parts(mesh), tensor)
+    g = laid.config.generate
+    if g.weights == "int8":
+        weights /= 2 if c.dtype == "bfloat16" else 4
+    cache = flops.cache_bytes(c, decoded, length + new, batch_parts(mesh), tensor, g.cache)
     steps = max(new - 1, 0) * math.ceil(prompts / slots)
     traffic = weights + _activations(laid, prompts * length) + steps * (weights + cache)
     count = flops.rollout(c, vocabulary, prompts, samples, length, new)
