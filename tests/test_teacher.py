@@ -67,8 +67,8 @@ def student(make_weights, make_params):
 
 @pytest.fixture(scope="module")
 def teacher(make_weights, make_params):
-    """Wider and of another shape, on the same mesh."""
-    weights = make_weights(layers=1, width=40, heads=2, positions="rope", tied=True)
+    """Wider and of another shape; none of its arrays is as wide as the vocabulary."""
+    weights = make_weights(layers=1, width=40, heads=3, positions="rope", tied=True)
     return weights, make_params(weights, seed=1)
 
 
