@@ -1,9 +1,13 @@
 """What the output matrix says of given tokens, by blocks of the vocabulary, forwards and backwards.
 
-Neither the logits of all positions nor, on the way back, two gradients of the matrix exist at once:
-every pass goes once over blocks of its rows, and within a block over those positions that anybody
-wants. The forward pass keeps the logarithm of each position's sum of exponentials; the backward
-pass makes the logits again, and each block's gradient is finished before the next begins.
+Neither the logits of all positions nor two gradients of the matrix exist at once: every pass goes
+once over blocks of its rows, and within a block over those positions that anybody wants. The
+gradient of a log-probability by its hidden state is the target's row less the mean of all rows,
+weighted with their probabilities. Where it will be asked for, the forward pass takes that mean as
+it goes, as attention by blocks does (arXiv 2112.05682): products with a matrix that is frozen are
+two and not three. For a matrix that learns the backward pass makes the logits again, from the
+logarithm of each position's sum of exponentials, and each block's gradient is finished before the
+next begins.
 
 Where devices split the batch into parts, each part has the matrix to itself, and sums its gradient
 by itself; what crosses the network does so before and behind the loops.
@@ -22,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 # Logits at once, and most columns of them: on a CPU as many as its caches hold.
-_ON_CPU, _ELSEWHERE = (1 << 18, 1 << 10), (1 << 22, 1 << 12)
+_ON_CPU, _ELSEWHERE = (1 << 19, 1 << 10), (1 << 22, 1 << 12)
 _LOW = -1e30  # instead of −inf, of which differences are NaN
 
 
@@ -61,27 +65,52 @@ def read_targets(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _read(form, hidden_PxNxE, matrix, targets_PxN, count):
-    return _forward(form, hidden_PxNxE, matrix, targets_PxN, count)[:2]
+    given = hidden_PxNxE, matrix, targets_PxN, count
+    return _for_platform(_forward, form, False)(*given)[:2]
 
 
 def _keep(form, *given):
     hidden, matrix, targets, count = (x.value for x in given)
-    logprobs_PxN, best_PxN, lse_PxN = _forward(form, hidden, matrix, targets, count)
+    logprobs_PxN, best_PxN, lse_PxN, mean_PxNxE = _for_platform(_forward, form, True)(
+        hidden, matrix, targets, count
+    )
+    ahead_PxNxE = _rows_of(form, matrix, targets).astype(jnp.float32)
+    if form.softcap:
+        ahead_PxNxE *= _flattened(form, logprobs_PxN + lse_PxN)[..., None]
     # () and None are no arrays: a matrix that is frozen is known when this is traced.
     learns = () if given[1].perturbed else None
-    return (logprobs_PxN, best_PxN), (hidden, matrix, targets, count, lse_PxN, learns)
+    kept = (hidden, matrix, targets, count, lse_PxN, ahead_PxNxE - mean_PxNxE, learns)
+    return (logprobs_PxN, best_PxN), kept
 
 
 def _back(form, kept, slopes):
-    *given, learns = kept
+    hidden, matrix, targets, count, lse_PxN, ahead_PxNxE, learns = kept
     slopes_PxN = slopes[0]
     if isinstance(slopes_PxN, jax.custom_derivatives.SymbolicZero):
         slopes_PxN = jnp.zeros(slopes_PxN.shape, slopes_PxN.dtype)
-    hidden, matrix = _for_platform(_backward, form, learns is not None)(*given, slopes_PxN)
-    return hidden, matrix if learns is not None else None, None, None
+    back_PxNxE = (slopes_PxN[..., None] * ahead_PxNxE).astype(hidden.dtype)
+    if learns is None:
+        return back_PxNxE, None, None, None
+    given = hidden, matrix, targets, count, lse_PxN, slopes_PxN
+    return back_PxNxE, _for_platform(_of_matrix, form)(*given), None, None
 
 
 _read.defvjp(_keep, _back, symbolic_zeros=True)
+
+
+def _rows_of(form, matrix, targets_PxN):
+    """The matrix's row of each target, (P, N, E)."""
+    if form.tied:
+        rows_PxVxE = matrix.reshape(matrix.shape[0], -1, matrix.shape[-1])
+        return jnp.take_along_axis(rows_PxVxE, targets_PxN[..., None], axis=1, mode="clip")
+    columns_PxExV = matrix.reshape(*matrix.shape[:2], -1)
+    taken_PxExN = jnp.take_along_axis(columns_PxExV, targets_PxN[:, None], axis=2, mode="clip")
+    return jnp.moveaxis(taken_PxExN, 1, 2)
+
+
+def _flattened(form, logits):
+    """The slope of the soft cap where it gives these logits."""
+    return 1.0 - jnp.square(jnp.maximum(logits / form.softcap, -1.0))  # _LOW is below the cap
 
 
 def _for_platform(function, *fixed):
@@ -91,10 +120,6 @@ def _for_platform(function, *fixed):
         cpu=functools.partial(function, *fixed, _ON_CPU),
         default=functools.partial(function, *fixed, _ELSEWHERE),
     )
-
-
-def _forward(form, *given):
-    return _for_platform(_sums, form)(*given)
 
 
 class _Blocks:
@@ -145,6 +170,11 @@ class _Blocks:
             else jnp.where(fresh_C[None, None, None], logits, _LOW)
         )
 
+    def summed(self, shares_PxTxNxC, rows):
+        """A block's rows, each times its share, in sum: (P, T, N, E)."""
+        shares, equation = shares_PxTxNxC.astype(self.form.dtype), f"ptnc,{self.weight}->ptne"
+        return jnp.einsum(equation, shares, rows, preferred_element_type=jnp.float32)
+
     def hits(self, targets_PxN, start):
         """offsets_PxTxN of targets in a block, and which lie in it."""
         first_T = jnp.arange(self.shards, dtype=jnp.int32) * self.rows + start
@@ -152,8 +182,9 @@ class _Blocks:
         return offsets, (offsets >= 0) & (offsets < self.columns)
 
 
-def _sums(form, sizes, hidden_PxNxE, matrix, targets_PxN, count):
-    """logprobs_PxN, best_PxN, and the logarithms lse_PxN of sums of exponentials."""
+def _forward(form, means, sizes, hidden_PxNxE, matrix, targets_PxN, count):
+    """logprobs_PxN, best_PxN, the logarithms lse_PxN of sums of exponentials and, for `means`, the
+    rows' mean_PxNxE, each weighted with its probability and the slope of its logit (else ())."""
     cut = _Blocks(form, sizes, hidden_PxNxE, matrix, count)
     hidden_KxPxNxE, targets_KxPxN = cut.grouped(hidden_PxNxE), cut.grouped(targets_PxN)
 
@@ -161,41 +192,48 @@ def _sums(form, sizes, hidden_PxNxE, matrix, targets_PxN, count):
         rows, start, fresh_C = cut.block(matrix, i)
 
         def over_group(k, found):
-            most, whole, picked = (x[k] for x in found)
+            most, whole, picked, sums = jax.tree.map(lambda x: x[k], found)
             logits_PxTxNxC = cut.logits(hidden_KxPxNxE[k], rows, fresh_C)
             more = jnp.maximum(most, logits_PxTxNxC.max(-1))
-            whole = whole * jnp.exp(most - more) + jnp.exp(logits_PxTxNxC - more[..., None]).sum(-1)
+            less, shares_PxTxNxC = jnp.exp(most - more), jnp.exp(logits_PxTxNxC - more[..., None])
+            whole = whole * less + shares_PxTxNxC.sum(-1)
+            if means:
+                if form.softcap:
+                    shares_PxTxNxC *= _flattened(form, logits_PxTxNxC)
+                sums = sums * less[..., None] + cut.summed(shares_PxTxNxC, rows)
             offsets, inside = cut.hits(targets_KxPxN[k], start)
             at = jnp.clip(offsets, 0, cut.columns - 1)[..., None]
             here = jnp.take_along_axis(logits_PxTxNxC, at, axis=-1)[..., 0]
             # The last block may hold it a second time, as very low.
             picked = jnp.where(inside, jnp.maximum(picked, here), picked)
-            now = more, whole, picked
-            return tuple(x.at[k].set(value) for x, value in zip(found, now, strict=True))
+            now = more, whole, picked, sums
+            return jax.tree.map(lambda x, value: x.at[k].set(value), found, now)
 
         return jax.lax.fori_loop(0, cut.wanted, over_group, found)
 
     none = jnp.zeros((cut.groups, cut.parts, cut.shards, cut.group), jnp.float32)
-    start = (none + _LOW, none, none + _LOW)
-    most, whole, picked = jax.lax.fori_loop(0, cut.number, over_block, start)
+    wide = jnp.zeros((*none.shape, hidden_PxNxE.shape[-1]), jnp.float32) if means else ()
+    start = (none + _LOW, none, none + _LOW, wide)
+    most, whole, picked, sums = jax.lax.fori_loop(0, cut.number, over_block, start)
     top = most.max(2)
-    lse = top + jnp.log(jnp.sum(whole * jnp.exp(most - top[:, :, None]), axis=2))
-    picked = picked.max(2)
-    return tuple(map(cut.joined, (picked - lse, picked >= top, lse)))
+    less = jnp.exp(most - top[:, :, None])
+    # Nothing is NaN where nothing is wanted.
+    whole, picked = jnp.maximum(jnp.sum(whole * less, axis=2), 1e-30), picked.max(2)
+    lse = top + jnp.log(whole)
+    mean = jnp.sum(sums * less[..., None], axis=2) / whole[..., None] if means else ()
+    return jax.tree.map(cut.joined, (picked - lse, picked >= top, lse, mean))
 
 
-def _backward(form, learns, sizes, hidden_PxNxE, matrix, targets_PxN, count, lse_PxN, slopes_PxN):
-    """Gradients by hidden states and, where it `learns`, by the matrix."""
+def _of_matrix(form, sizes, hidden_PxNxE, matrix, targets_PxN, count, lse_PxN, slopes_PxN):
+    """The matrix's gradient."""
     cut = _Blocks(form, sizes, hidden_PxNxE, matrix, count)
     given = (hidden_PxNxE, targets_PxN, lse_PxN, slopes_PxN)
     hidden_KxPxNxE, targets_KxPxN, lse_KxPxN, slopes_KxPxN = map(cut.grouped, given)
 
-    def over_block(i, found):
+    def over_block(i, whole):
         rows, start, fresh_C = cut.block(matrix, i)
-        back_KxPxTxNxE, whole = found
 
-        def over_group(k, found):
-            back_KxPxTxNxE, block = found
+        def over_group(k, block):
             hidden_PxNxE = hidden_KxPxNxE[k]
             logits = cut.logits(hidden_PxNxE, rows, fresh_C)
             offsets, _ = cut.hits(targets_KxPxN[k], start)
@@ -206,27 +244,19 @@ def _backward(form, learns, sizes, hidden_PxNxE, matrix, targets_PxN, count, lse
                 picked.astype(jnp.float32) - shares
             )
             if form.softcap:
-                squashed = jnp.maximum(logits / form.softcap, -1.0)  # lower where not fresh
-                slopes_PxTxNxC *= 1.0 - jnp.square(squashed)
-            slopes_PxTxNxC = slopes_PxTxNxC.astype(form.dtype)
-            product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-            back = product(f"ptnc,{cut.weight}->ptne", slopes_PxTxNxC, rows)
-            back_KxPxTxNxE = back_KxPxTxNxE.at[k].add(back)
-            if learns:
-                block += product(f"ptnc,pne->{cut.weight}", slopes_PxTxNxC, hidden_PxNxE)
-            return back_KxPxTxNxE, block
+                slopes_PxTxNxC *= _flattened(form, logits)
+            return block + jnp.einsum(
+                f"ptnc,pne->{cut.weight}",
+                slopes_PxTxNxC.astype(form.dtype),
+                hidden_PxNxE,
+                preferred_element_type=jnp.float32,
+            )
 
-        block = jnp.zeros(rows.shape if learns else (), jnp.float32)
-        found = jax.lax.fori_loop(0, cut.wanted, over_group, (back_KxPxTxNxE, block))
-        back_KxPxTxNxE, block = found
-        if learns:
-            if cut.rows % cut.columns:
-                block += jax.lax.dynamic_slice_in_dim(whole, start, cut.columns, cut.axis)
-            whole = jax.lax.dynamic_update_slice_in_dim(whole, block, start, cut.axis)
-        return back_KxPxTxNxE, whole
+        none = jnp.zeros(rows.shape, jnp.float32)
+        block = jax.lax.fori_loop(0, cut.wanted, over_group, none)
+        if cut.rows % cut.columns:
+            block += jax.lax.dynamic_slice_in_dim(whole, start, cut.columns, cut.axis)
+        return jax.lax.dynamic_update_slice_in_dim(whole, block, start, cut.axis)
 
-    none = jnp.zeros((cut.groups, cut.parts, cut.shards, *hidden_KxPxNxE.shape[2:]), jnp.float32)
-    whole = jnp.zeros(matrix.shape if learns else (), jnp.float32)
-    back, whole = jax.lax.fori_loop(0, cut.number, over_block, (none, whole))
-    back_PxNxE = cut.joined(back.sum(2)).astype(hidden_PxNxE.dtype)
-    return back_PxNxE, whole.astype(matrix.dtype)
+    none = jnp.zeros(matrix.shape, jnp.float32)
+    return jax.lax.fori_loop(0, cut.number, over_block, none).astype(matrix.dtype)
