@@ -191,7 +191,7 @@ class FeedForward(nn.Module):
     def _linear(self, name: str, x: jax.Array, n_out: int, axes: tuple[str, str]) -> jax.Array:
         n_in, dtype = x.shape[-1], self.config.dtype
         weight = self.param(name, _weight(axes, n_in), (n_in, n_out), jnp.float32)
-        y = _adapted(self, name, x, x @ weight.astype(dtype))
+        y = _adapted(self, name, x, _product(x, weight.astype(dtype)))
         return y + _bias(self, f"{name}_bias", axes[1:], (n_out,)) if self.config.mlp_bias else y
 
 
@@ -207,7 +207,31 @@ def _adapted(module: nn.Module, name: str, x: jax.Array, y: jax.Array, inputs: i
         return y
     factors = module.get_variable("lora", name)  # R is the rank
     low_BxLxR = jnp.tensordot(x, factors["a"].astype(x.dtype), inputs)
-    return y + jnp.tensordot(low_BxLxR, factors["b"].astype(x.dtype), 1)
+    b = factors["b"].astype(x.dtype)
+    flat = _product(low_BxLxR, b.reshape(b.shape[0], -1))
+    return y + flat.reshape(y.shape)
+
+
+@jax.custom_vjp
+def _product(x, weight):
+    """x @ weight, (…, inputs) by (inputs, outputs)."""
+    return x @ weight
+
+
+def _factors_back(factors, slopes):
+    """Gradients of a product. XLA's CPU backend turns round what stands first in that of the
+    weight, number by number, so the narrower one does."""
+    x, weight = factors
+    rows = tuple(range(x.ndim - 1))
+    over_rows = ((rows, rows), ((), ()))
+    if x.shape[-1] <= slopes.shape[-1]:
+        of_weight = jax.lax.dot_general(x, slopes, over_rows)
+    else:
+        of_weight = jax.lax.dot_general(slopes, x, over_rows).T
+    return slopes @ weight.T, of_weight
+
+
+_product.defvjp(lambda x, weight: (x @ weight, (x, weight)), _factors_back)
 
 
 def _bias(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int, ...]):
