@@ -124,7 +124,7 @@ class Attention(nn.Module):
         # One sum over heads and their widths: for a sum over two axes XLA's CPU backend would turn
         # the matrix round in each step.
         flat_BxLxHD = out_BxLxHxD.reshape(*out_BxLxHxD.shape[:2], -1)
-        out_BxLxE = flat_BxLxHD @ out_w.reshape(-1, c.width).astype(c.dtype)
+        out_BxLxE = _product(flat_BxLxHD, out_w.reshape(-1, c.width).astype(c.dtype))
         out_BxLxE = _adapted(self, "out", out_BxLxHxD, out_BxLxE, inputs=2)
         if c.out_bias:
             out_BxLxE = out_BxLxE + _bias(self, "out_bias", ("embed",), (c.width,))
@@ -134,7 +134,8 @@ class Attention(nn.Module):
         c = self.config
         init = _weight(("embed", axis, "head_width"), c.width)
         weight = self.param(name, init, (c.width, heads, c.head_width), jnp.float32)
-        projected = jnp.einsum("ble,ehd->blhd", x_BxLxE, weight.astype(c.dtype))
+        flat_BxLxHD = _product(x_BxLxE, weight.reshape(c.width, -1).astype(c.dtype))
+        projected = flat_BxLxHD.reshape(*x_BxLxE.shape[:2], heads, c.head_width)
         projected = _adapted(self, name, x_BxLxE, projected)
         if c.qkv_bias:
             shape = (heads, c.head_width)
