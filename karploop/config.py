@@ -203,6 +203,10 @@ class TrainConfig:
     # Parts that a step's rows are taken in, one after the other, for less memory: the update is
     # that of all rows at once.
     accumulation: int = option(1, low=1)
+    # What the texts of a unit begin with is read once: of both texts of a pair, and of all samples
+    # of a prompt that one row holds (policy_gradient, where an epoch is a pass over these groups).
+    # Same gradients, fewer tokens: more texts go into a step.
+    share_prompts: bool = False
     # union: every row of the accumulated data is drawn equally often; by_difficulty: difficulties
     # are drawn in proportion to their value, whatever the number of their rows.
     mixing: str = option("union", choices=("union", "by_difficulty"))

@@ -44,13 +44,21 @@ class Context(NamedTuple):
     offset: jax.Array | int  # column of the cache where this call's keys go
 
 
-def packed_mask(segments_BxL: jax.Array) -> jax.Array:
+def packed_mask(segments_BxL: jax.Array, branches_BxL: jax.Array | None = None) -> jax.Array:
     """Causal attention within each segment; segment 0 is padding and is seen by nobody.
 
-    Returns a boolean mask_BxLxL, true where the query (second axis) may look at the key (third).
+    Args:
+      branches_BxL: of segments that fork, 1 … within a segment and 0 before they do: a branch sees
+        itself and what was before all of them. None: no segment does.
+
+    Returns:
+      A boolean mask_BxLxL, true where the query (second axis) may look at the key (third).
     """
     length = segments_BxL.shape[1]
     same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
+    if branches_BxL is not None:
+        own_BxLxL = branches_BxL[:, :, None] == branches_BxL[:, None, :]
+        same_BxLxL &= own_BxLxL | (branches_BxL == 0)[:, None, :]
     causal_1xLxL = jnp.tril(jnp.ones((1, length, length), bool))
     self_1xLxL = jnp.eye(length, dtype=bool)[None]
     # A padding query may look at itself: a softmax over nothing would be NaN and poison gradients.
