@@ -56,19 +56,20 @@ def lesson_of(
     """
     lesson = Lesson(units(rows, prompting, objective, config.row_length), origins(rows), weights_N)
     if config.share_prompts and isinstance(rows, Episodes):
-        return _grouped(lesson, rows.prompts, config.row_length)
+        return _grouped(lesson, config.row_length)
     return lesson
 
 
-def _grouped(lesson: Lesson, prompts: Sequence[str], row_length: int) -> Lesson:
+def _grouped(lesson: Lesson, row_length: int) -> Lesson:
     """Units of one text, those of one prompt put together as far as a row holds them.
 
     Every text is drawn as often as it was: only such of one weight make a unit, which has that one.
     """
     groups: list[list[int]] = []
-    newest: dict[tuple[str, float], list[int]] = {}
-    for i, key in enumerate(zip(prompts, lesson.weights_N.tolist(), strict=True)):
-        (text,), group = lesson.units[i], newest.get(key, [])
+    newest: dict[tuple[bytes, float], list[int]] = {}
+    for i, ((text,), weight) in enumerate(zip(lesson.units, lesson.weights_N, strict=True)):
+        key = text.tokens[: text.prompt_length].tobytes(), float(weight)
+        group = newest.get(key, [])
         together = [*(lesson.units[j][0] for j in group), text]
         shared = text.prompt_length - 1
         if not group or not shared or branched_length(together, shared) > row_length:

@@ -192,7 +192,7 @@ def _segments(unit: Unit, shared: int) -> list[int]:
 def _fit(
     lengths: Sequence[int], used: Sequence[int], row_length: int, size: int
 ) -> list[int] | None:
-    """A row for each segment of a unit, all in one part of `size` rows; None where they do not fit."""
+    """A row for each segment of a unit, all in one part of `size` rows; None if there is none."""
     for first in range(0, len(used), size):
         room, at = list(used[first : first + size]), []
         for length in lengths:
