@@ -203,9 +203,9 @@ class TrainConfig:
     # Parts that a step's rows are taken in, one after the other, for less memory: the update is
     # that of all rows at once.
     accumulation: int = option(1, low=1)
-    # What the texts of a unit begin with is read once: of both texts of a pair, and of all samples
-    # of a prompt that one row holds (policy_gradient, where an epoch is a pass over these groups).
-    # Same gradients, fewer tokens: more texts go into a step.
+    # A row holds the prompt of a pair once, or of as many samples of a prompt as fit behind it
+    # (policy_gradient): the same gradients of fewer tokens. More texts go into a step, `tokens`
+    # counts what is shared once, and an epoch sees every text once as before.
     share_prompts: bool = False
     # union: every row of the accumulated data is drawn equally often; by_difficulty: difficulties
     # are drawn in proportion to their value, whatever the number of their rows.

@@ -82,6 +82,10 @@ def _check_consistency(config: Config) -> None:
         check_lora(getattr(config, stage).lora, config.model, f"config.{stage}.lora")
 
 
+# Objectives that compare texts of one prompt.
+_SHARING = ("dpo", "ipo", "simpo", "orpo", "policy_gradient", "reward")
+
+
 def _check_shared(config: Config, stage: str) -> None:
     """Raises UserError: no text of the stage shares a prompt with another of its unit."""
     if not getattr(config, stage).share_prompts:
@@ -93,9 +97,6 @@ def _check_shared(config: Config, stage: str) -> None:
             f"and the objective of this stage, {objective}, compares nothing of one prompt: leave "
             f"it at False; it is for {', '.join(_SHARING)}"
         )
-
-
-_SHARING = ("dpo", "ipo", "simpo", "orpo", "policy_gradient", "reward")
 
 
 def _check_curriculum(config: Config) -> None:
