@@ -9,7 +9,8 @@ Layers with a sliding window keep the window alone.
 
 Columns lie next to one another, behind the heads: so do the products of attention read them, and a
 program that read them in another order would have to turn the cache around at its loop's entry.
-Unrolled layers have arrays of their own: to take a layer out of a stack is a copy on a CPU.
+Unrolled layers have prefix and prompts by themselves: to take a layer out of a stack is a copy on a
+CPU. Rings are stacked all the same, for of a layer's own one XLA makes three copies a step.
 
 Shape suffixes as in `decoder.py`; R rows (of one prefix, of prompts, or of what is decoded),
 C columns, N layers of a stack.
@@ -114,51 +115,60 @@ def stored(k: jax.Array, v: jax.Array, dtype) -> Columns:
     return Columns(k, v, (of_k, of_v))
 
 
-class Stack(NamedTuple):
-    """What layers of one kind, full attention or sliding window, keep."""
+class Read(NamedTuple):
+    """What was read before decoding began."""
 
     prefix: Columns | None  # of one row, which all see
     prompts: Columns  # padded on the left
-    own: Columns  # the ring
 
-    @property
-    def parts(self) -> list[Columns]:
-        return [part for part in self if part is not None]
+
+class Place(NamedTuple):
+    """Where a layer's columns are; of `stack` and `ring`, index in that one."""
+
+    stack: int
+    in_stack: int
+    ring: int
+    in_ring: int
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["stacks"], meta_fields=["places", "windows"]
+    jax.tree_util.register_dataclass,
+    data_fields=["stacks", "rings"],
+    meta_fields=["places", "windows"],
 )
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """What rows see while they are decoded; as many rows of each prompt, one after the other.
 
     Attributes:
-      places: of each layer, its stack and its index there.
-      windows: of each stack, most columns that are seen; 0: all.
+      stacks: of each unrolled layer; under scan of each kind.
+      rings: of each kind, full attention or sliding window, what rows wrote themselves.
+      places: of each layer.
+      windows: of each kind, most columns that are seen; 0: all.
     """
 
-    stacks: tuple[Stack, ...]
-    places: tuple[tuple[int, int], ...]
+    stacks: tuple[Read, ...]
+    rings: tuple[Columns, ...]
+    places: tuple[Place, ...]
     windows: tuple[int, ...]
 
     @property
     def by_kind(self) -> bool:
-        """Under scan, whether full and sliding layers keep something else."""
-        return len(self.stacks) == 2
+        """Whether full and sliding layers keep something else."""
+        return len(self.rings) == 2
 
     def extended(self, layer, sliding: Flag, k_Rx1xKxD, v_Rx1xKxD, now):
         """With the keys and values of time `now`; and the layer's, part by part."""
         if isinstance(layer, int):
-            place, index = self.places[layer]
+            stack, in_stack, ring, in_ring = self.places[layer]
         else:  # under scan
-            place = int(self.by_kind and sliding)
-            index = jnp.array([index for _, index in self.places], jnp.int32)[layer]
-        stack = self.stacks[place]
-        stack = stack._replace(own=stack.own.with_step(index, k_Rx1xKxD, v_Rx1xKxD, now))
-        stacks = (*self.stacks[:place], stack, *self.stacks[place + 1 :])
-        read = tuple(part.read(index, k_Rx1xKxD.dtype) for part in stack.parts)
-        return dataclasses.replace(self, stacks=stacks), read
+            stack = ring = int(self.by_kind and sliding)
+            in_stack = in_ring = jnp.array([at.in_ring for at in self.places], jnp.int32)[layer]
+        own = self.rings[ring].with_step(in_ring, k_Rx1xKxD, v_Rx1xKxD, now)
+        rings = (*self.rings[:ring], own, *self.rings[ring + 1 :])
+        read = [(part, in_stack) for part in self.stacks[stack] if part is not None]
+        parts = (part.read(index, k_Rx1xKxD.dtype) for part, index in [*read, (own, in_ring)])
+        return dataclasses.replace(self, rings=rings), tuple(parts)
 
     def masks(self, now, lengths_R: jax.Array, steps_R: jax.Array):
         """masks_Rx1xC of the parts of full layers, and of those of sliding ones.
@@ -168,7 +178,10 @@ class Memory:
           steps_R: tokens of its own so far, the one of time `now` among them.
         """
 
-        def mask(stack: Stack, window: int):
+        def mask(kind: int):
+            stack = next(self.stacks[at.stack] for at in self.places if at.ring == kind)
+            window = self.windows[kind]
+
             def behind(width):  # how many tokens of its part stand behind a column
                 return jnp.arange(width - 1, -1, -1, dtype=jnp.int32)[None]
 
@@ -179,21 +192,19 @@ class Memory:
             prompts_1xC = behind(stack.prompts.width)
             found = [
                 (prompts_1xC < lengths_Rx1) & near(prompts_1xC + steps_Rx1),
-                _ages(stack.own.width, now)[None] < steps_Rx1,
+                _ages(self.rings[kind].width, now)[None] < steps_Rx1,
             ]
             if stack.prefix is not None:
                 prefix_1xC = behind(stack.prefix.width)
                 found.insert(0, near(prefix_1xC + lengths_Rx1 + steps_Rx1))
             return tuple(each[:, None] for each in found)
 
-        kinds = (self.windows.index(end(self.windows)) for end in (min, max))
-        return tuple(mask(self.stacks[kind], self.windows[kind]) for kind in kinds)
+        return mask(0), mask(len(self.rings) - 1)
 
     def with_prompts(self, prompts: Sequence[Columns]) -> Memory:
         pairs = zip(self.stacks, prompts, strict=True)
-        return dataclasses.replace(
-            self, stacks=tuple(stack._replace(prompts=new) for stack, new in pairs)
-        )
+        stacks = tuple(stack._replace(prompts=new) for stack, new in pairs)
+        return dataclasses.replace(self, stacks=stacks)
 
     def columns(self, cache: Cache, before: int) -> list[Columns]:
         """Of each stack, its columns of prompts that were read into a cache of all layers.
@@ -205,13 +216,14 @@ class Memory:
             k_NxBxKxSxD=cache.k_NxBxKxSxD[:, :, :, before:],
             v_NxBxKxSxD=cache.v_NxBxKxSxD[:, :, :, before:],
         )
+        dtype = self.rings[0].k_NxRxKxCxD.dtype
         return [
-            _kept(prompts, self._layers(n), stack.prompts.width, stack.own.k_NxRxKxCxD.dtype)
+            _kept(prompts, self._layers(n), stack.prompts.width, dtype)
             for n, stack in enumerate(self.stacks)
         ]
 
     def _layers(self, stack: int) -> list[int]:
-        return [layer for layer, (place, _) in enumerate(self.places) if place == stack]
+        return [layer for layer, at in enumerate(self.places) if at.stack == stack]
 
 
 def _ages(width: int, now) -> jax.Array:
@@ -245,34 +257,31 @@ def init_memory(
     before = 0 if prefix is None else prefix.positions_BxS.shape[1]
     bound = config.window if 0 < config.window < before + length + new else 0
     of_layers = [bound if sliding else 0 for sliding in config.sliding_layers]
-    # Full attention first.
-    groups = [[n] for n in range(config.layers)]
-    if config.scan:
-        groups = [
-            [n for n, window in enumerate(of_layers) if window == kind]
-            for kind in sorted(set(of_layers))
-        ]
-    windows = tuple(of_layers[layers[0]] for layers in groups)
+    windows = tuple(sorted(set(of_layers)))  # full attention first
+    kinds = [[n for n, window in enumerate(of_layers) if window == kind] for kind in windows]
+    groups = kinds if config.scan else [[n] for n in range(config.layers)]
+
+    def seen(columns, layers):
+        window = of_layers[layers[0]]
+        return min(columns, window) if window else columns
 
     def empty(layers, rows, columns):
-        shape = (len(layers), rows, config.key_value_heads, columns, config.head_width)
+        width = seen(columns, layers)
+        shape = (len(layers), rows, config.key_value_heads, width, config.head_width)
         x = jnp.zeros(shape, dtype)
         scale = jnp.zeros(shape[:-1], jnp.float32)
         return Columns(x, x, (scale, scale) if x.dtype == jnp.int8 else None)
 
-    def stack(layers, window):
-        def seen(columns):
-            return min(columns, window) if window else columns
+    def read(layers):
+        kept = prefix and _kept(prefix, layers, seen(before, layers), jnp.dtype(dtype))
+        return Read(kept, empty(layers, prompts, length))
 
-        return Stack(
-            None if prefix is None else _kept(prefix, layers, seen(before), jnp.dtype(dtype)),
-            empty(layers, prompts, seen(length)),
-            empty(layers, prompts * samples, seen(new)),
-        )
+    def where(layer, lists):
+        return next((n, of.index(layer)) for n, of in enumerate(lists) if layer in of)
 
-    places = {n: (s, i) for s, layers in enumerate(groups) for i, n in enumerate(layers)}
     return Memory(
-        tuple(map(stack, groups, windows)),
-        tuple(places[n] for n in range(config.layers)),
+        tuple(map(read, groups)),
+        tuple(empty(layers, prompts * samples, new) for layers in kinds),
+        tuple(Place(*where(n, groups), *where(n, kinds)) for n in range(config.layers)),
         windows,
     )

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from karploop.config import GenerateConfig
 from karploop.models.cache import Columns, Memory, init_memory
 from karploop.models.decoder import Decoder
-from karploop.models.quantized import whole
+from karploop.models.for_decoding import whole
 from karploop.sampling.distributions import Sampling, draw
 from karploop.sampling.prefix import columns_of, prefill, read_prefix
 
@@ -118,7 +118,7 @@ def rollout(
     """Samples `samples` completions for each prompt.
 
     Args:
-      weights: parameters, as they are or `quantised`.
+      weights: parameters, as they are, `quantised` or `turned`.
       prompts_PxL: token ids, padded on the left. They are taken in order, each part's by itself.
       lengths_P: real tokens in each row (at least 1).
       prompt_ids_P: integers that tell prompts apart in the random stream.

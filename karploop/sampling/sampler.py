@@ -13,7 +13,7 @@ import numpy as np
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
 from karploop.mesh import batch_parts, batch_sharding, put, replicated, to_host
-from karploop.models.quantized import quantised
+from karploop.models.for_decoding import quantised, turned
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.rollout import WHOLE_BATCH, Decoding, rollout
@@ -69,6 +69,7 @@ class Sampler:
         self.mesh, self._abstract = weights.mesh, weights.abstract
         model, mesh = weights.model, weights.mesh
         rows, whole = batch_sharding(mesh), replicated(mesh)
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
         scorer = model.clone(rows=rows if mesh.size > 1 else None)
 
         def given(prefix_L):
@@ -81,6 +82,8 @@ class Sampler:
             params = jax.lax.with_sharding_constraint(params, weights.decode_shardings)
             if how.weights == "int8":
                 params = quantised(weights.boxed, params)
+            elif on_cpu:
+                params = turned(weights.boxed, params)
             return rollout(
                 model,
                 params,
