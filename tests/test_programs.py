@@ -27,7 +27,7 @@ def check(seen: dict) -> None:
 )
 def test_sampling_on_cpu(axes, slots):
     count = axes.get("fsdp", 1) * axes.get("tensor", 1)
-    seen = look_into_sampling(jax.devices()[:count], 16, slots, length=128, **axes)
+    seen = look_into_sampling(jax.devices()[:count], 16, slots, length=96, **axes)
     check(seen)
     assert (seen["outside"] >= seen["smallest"]) == (count > 1), "fsdp is gathered before the loop"
 

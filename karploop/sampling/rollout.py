@@ -114,11 +114,12 @@ def rollout(
     pad_id: int,
     decoding: Decoding = WHOLE_BATCH,
     buckets: Sequence[int] = (),
+    turned=None,
 ) -> Rollout:
     """Samples `samples` completions for each prompt.
 
     Args:
-      weights: parameters, as they are, `quantised` or `turned`.
+      weights: parameters, as they are or `quantised`.
       prompts_PxL: token ids, padded on the left. They are taken in order, each part's by itself.
       lengths_P: real tokens in each row (at least 1).
       prompt_ids_P: integers that tell prompts apart in the random stream.
@@ -130,6 +131,7 @@ def rollout(
       stop_ids: tokens that end a completion, each with the same right.
       buckets: ascending lengths at which prompts that are taken together may be read, L the last;
         empty: L alone.
+      turned: the weights as `for_decoding.turned` makes them, for decode steps; None: as they are.
     """
     parts, length = decoding.parts, prompts_PxL.shape[1]
     queue = len(prompts_PxL) // parts
@@ -181,7 +183,7 @@ def rollout(
         lengths_R, age_R = rows.length.reshape(-1), (now - rows.born).reshape(-1)
         masks = state.memory.masks(now, lengths_R, age_R + 1)
         position_Rx1 = (before + lengths_R + age_R)[:, None]
-        params = whole(weights, model.config.dtype)
+        params = whole(weights if turned is None else turned, model.config.dtype)
         hidden_Rx1xE, memory = model.apply(
             params, rows.token.reshape(-1, 1), masks, position_Rx1, state.memory, now
         )

@@ -80,10 +80,9 @@ class Sampler:
         ):
             # The one change of layout: parameters lose their fsdp split here, before the loop.
             params = jax.lax.with_sharding_constraint(params, weights.decode_shardings)
-            if how.weights == "int8":
+            small = how.weights == "int8"
+            if small:
                 params = quantised(weights.boxed, params)
-            elif on_cpu:
-                params = turned(weights.boxed, params)
             return rollout(
                 model,
                 params,
@@ -100,6 +99,7 @@ class Sampler:
                 pad_id=tokenizer.pad_id,
                 decoding=how,
                 buckets=[n for n in self.prompt_lengths if n <= prompts_PxL.shape[1]],
+                turned=turned(weights.boxed, params) if on_cpu and not small else None,
             )
 
         self._decode = jax.jit(
