@@ -48,10 +48,9 @@ def look_into_sampling(
 
     Returns:
       Of each device: bytes of `temporaries` besides the cache and of `parameters` while decoding;
-      elements of the
-      largest all-gather `outside` of and `inside` the loops, and of the `smallest` matrix;
-      `turned`: how often keys or values of all layers of a kind are copied or transposed; `dots`:
-      matrix products inside the loops.
+      elements of the largest all-gather `outside` of and `inside` the loops, and of the `smallest`
+      matrix; `turned`: how often keys or values are copied or transposed, of prompts in the loops;
+      `dots`: matrix products inside the loops.
     """
     import jax
     import numpy as np
@@ -122,10 +121,12 @@ def look_into_sampling(
         "outside": gathered(outside),
         "inside": gathered(inside),
         "turned": sum(
-            bool({*shapes} & {*rings, *read})
+            bool({*shapes} & {*rings})
             and "broadcast" not in operands  # zeros, of which two are to be made
             for shapes, operands in results(hlo, "copy", "transpose")
-        ),
+        )
+        # What was read is taken from the prefill's cache, once.
+        + sum(bool({*shapes} & {*read}) for shapes, _ in results(inside, "copy", "transpose")),
         "dots": len(re.findall(r" (?:dot|convolution)\(", inside)),
     }
 

@@ -121,7 +121,14 @@ def sampling(
         pairs = sum(shape.pairs(1, context) for context in contexts) / steps
         rows = len(contexts) / steps
         one = forward(shape, rows, pairs, rows)
-        costs += [Cost(one.flops, one.bytes + shape.cached(pairs))] * steps
+        # What the samples of a prompt see in common is read once for all of them.
+        shared = sum(
+            min(shape.pairs(1, length - 1), shape.pairs(1, length + step))
+            for length, count in zip(prompts, new, strict=True)
+            for step in range(count - 1)
+        )
+        read = pairs - shared * (samples - 1) / steps
+        costs += [Cost(one.flops, one.bytes + shape.cached(max(read, 0.0)))] * steps
     return costs
 
 
