@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from karploop.errors import UserError
 from karploop.schema import nearest
 
@@ -22,14 +24,14 @@ WORKLOADS = {
 }
 
 
-def chosen(text: str) -> list[str]:
-    """The workloads of a comma-separated list, in its order; all of them where it is empty.
+def chosen(text: str, known: Collection[str] = tuple(WORKLOADS)) -> list[str]:
+    """The workloads of a comma-separated list, in its order; all that are known where it is empty.
 
     Raises:
       UserError: there is no such workload; names the nearest.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in WORKLOADS:
-            raise UserError(f"--workloads has '{name}': {nearest(name, WORKLOADS)}")
-    return list(dict.fromkeys(names)) or list(WORKLOADS)
+        if name not in known:
+            raise UserError(f"--workloads has '{name}': {nearest(name, known)}")
+    return list(dict.fromkeys(names)) or list(known)

@@ -104,7 +104,7 @@ def write(rows: Sequence[Row], rates: Row, folder: pathlib.Path, machine: str) -
     Returns:
       FOLDER/MACHINE, with results.jsonl, README.md and limit.png.
     """
-    place = folder / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") or "machine")
+    place = place_of(folder, machine)
     file = place / "results.jsonl"
     earlier = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
     found = {_identity(row): row for row in (*earlier, *map(_rounded, rows))}
@@ -115,6 +115,11 @@ def write(rows: Sequence[Row], rates: Row, folder: pathlib.Path, machine: str) -
     write_atomic(place / "README.md", _page(kept, rates, machine).encode())
     save(limit_figure(kept, machine), place / "limit.png")
     return place
+
+
+def place_of(folder: pathlib.Path, machine: str) -> pathlib.Path:
+    """Where the results of a machine lie, by its name in words."""
+    return folder / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") or "machine")
 
 
 def _identity(row: Row) -> tuple[str, str, str]:
