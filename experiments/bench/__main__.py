@@ -17,6 +17,7 @@ real ones; output lengths of w4 are geometric, drawn from config.seed, and enfor
     score, score_prefix    log-probabilities of given texts
     sft, sft_lora, dpo, grpo   one update
     loop                   rounds of --loop, a whole loop, by stage
+    in_loop                its stage `generate`, and the sampler alone on the same prompts
     start                  from the command to the first token, --repeats times without compiled
                            programs and (part `warm`) with them
 
@@ -96,6 +97,8 @@ def _child(config: Config, loop: Config, vocabulary: int | None) -> int:
         row = run.run_rates(config, vocabulary, FLAGS.repeats)
     elif name == "loop":
         row = run.run_loop(loop, FLAGS.repeats)
+    elif name == "in_loop":
+        row = run.run_in_loop(loop, FLAGS.repeats)
     elif name == "start":
         row = run.run_start(config, vocabulary, told["began"])
     else:

@@ -52,11 +52,15 @@ _FIELDS = ("seconds", "all_seconds", "tokens", "tokens_per_second", "parts", "pe
 
 @dataclass(frozen=True)
 class Peer:
-    """A library: the module that asks it, what has to be installed, what it is asked for."""
+    """A library: the module that asks it, what has to be installed, what it is asked for.
+
+    `dtype` is what it computes with, where that is not the config's.
+    """
 
     module: str
     packages: Sequence[str]
     workloads: Sequence[str] = _WORKLOADS
+    dtype: str = ""
 
     def versions(self) -> dict[str, str]:
         """Raises UserError: something is not installed."""
@@ -72,7 +76,7 @@ class Peer:
 PEERS = {
     _OURS: Peer("", ("jax",)),
     "transformers": Peer("torch_peer", ("torch", "transformers", "peft", "trl")),
-    "llama.cpp": Peer("llama_peer", ("llama-cpp-python",), _SAMPLING),
+    "llama.cpp": Peer("llama_peer", ("llama-cpp-python",), _SAMPLING, "the file's"),
     "tunix": Peer("tunix_peer", ("google-tunix", "jax"), (*_SAMPLING, "sft")),
 }
 FLAGS = flags.FLAGS
@@ -156,7 +160,8 @@ def measure(peer: str, workload: str, config: Config, repeats: int) -> Row:
             "parts": {name: statistics.median(each) for name, each in timing.parts.items()},
             "peak_host_bytes": peak_host_bytes(),
         }
-    named = {"model": config.policy.path or config.name, "dtype": config.model.dtype, "load": busy}
+    dtype = PEERS[peer].dtype or config.model.dtype
+    named = {"model": config.policy.path or config.name, "dtype": dtype, "load": busy}
     return named | {name: found[name] for name in _FIELDS}
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from karploop import curriculum
 from karploop.bindings import Bindings
 from karploop.config import Config
-from karploop.errors import RunFailed
+from karploop.errors import RunFailed, UserError
 from karploop.loop import BASE
 from karploop.machinery import prepare
 from karploop.records import PROMPTS_FILE, SAMPLES_FILE, Samples
@@ -46,6 +47,11 @@ def sampling_in_loop(config: Config, repeats: int) -> dict[str, Any]:
       RunFailed: the two did not write the same.
     """
     machinery = prepare(config)
+    if machinery.chain:
+        raise UserError(
+            f"the completions of '{config.name}' come from the chain "
+            f"'{config.generate.chain}', and not from the sampler alone: name another --loop"
+        )
     with tempfile.TemporaryDirectory() as workdir:
         store = Store(workdir)
         store.open()
@@ -63,13 +69,14 @@ def sampling_in_loop(config: Config, repeats: int) -> dict[str, Any]:
                 raise RunFailed("the sampler alone wrote other tokens than the stage 'generate'")
             rounds.append((inside, outside, sum(map(len, found))))
     stage, sampler, tokens = (list(column) for column in zip(*rounds[1:], strict=True))
+    of_stage, of_sampler = np.array(stage), np.array(sampler)
     return {
         "seconds": stage,
         "parts": {"stage": stage, "sampler": sampler},
         "tokens": sum(tokens),
-        "tokens_per_second": _median(n / t for n, t in zip(tokens, stage, strict=True)),
-        "alone_per_second": _median(n / t for n, t in zip(tokens, sampler, strict=True)),
-        "of_alone": _median(a / s for a, s in zip(sampler, stage, strict=True)),
+        "tokens_per_second": float(np.median(tokens / of_stage)),
+        "alone_per_second": float(np.median(tokens / of_sampler)),
+        "of_alone": float(np.median(of_sampler / of_stage)),
     }
 
 
@@ -105,7 +112,3 @@ def _clocked(function: Callable[[], Any]) -> tuple[Any, float]:
     started = time.perf_counter()
     found = function()
     return found, time.perf_counter() - started
-
-
-def _median(values) -> float:
-    return statistics.median(values)

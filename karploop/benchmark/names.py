@@ -20,6 +20,7 @@ WORKLOADS = {
     "dpo": "reference and one step on 4 pairs of 128 tokens",
     "grpo": "4 prompts of 64 tokens, 4 samples each of 32 new, and one step on them",
     "loop": "rounds of a whole loop",
+    "in_loop": "sampling in a loop's stage, beside the sampler alone",
     "start": "from the command to the first token",
 }
 

@@ -33,7 +33,7 @@ FIELDS = {  # of a row; a loop's and a start's have fewer
     "all_seconds": "of each repeat",
     "cpu_seconds": "median, of all cores together",
     "compile_seconds": "what the first call took longer than the median",
-    "tokens": "new ones of sampling (w1-w4, grpo), else those that are read",
+    "tokens": "new ones of sampling (w1-w4, grpo, in_loop), else those that are read",
     "tokens_per_second": "of the median",
     "flops": "that the mathematics needs (karploop/benchmark/costs.py)",
     "bytes": "of parameters, caches and optimiser that have to be moved",
@@ -79,7 +79,11 @@ def _cells(row: Row) -> list[str]:
         return "" if value is None else format(value / scale, form)
 
     parts = [f"{name} {seconds:.3g}" for name, seconds in row.get("parts", {}).items()]
-    shares = ("outside_share", "of a round outside"), ("run_outside_share", "of the run outside")
+    shares = (
+        ("outside_share", "of a round outside"),
+        ("run_outside_share", "of the run outside"),
+        ("of_alone", "of the sampler alone"),
+    )
     parts += [f"{row[name]:.1%} {what}" for name, what in shares if name in row]
     device = "peak_device_bytes" if row.get("peak_device_bytes") else "peak_host_bytes"
     return [
