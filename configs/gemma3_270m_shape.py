@@ -4,7 +4,7 @@
 
 18 layers, 100 million parameters in them, and with a vocabulary of 262,144 (which is the
 tokenizer's, and so a flag of the benchmark) 168 million in the embedding. Speed does not depend on
-the weights. All twelve workloads take about half an hour on two CPU cores. To run a loop on the
+the weights. All thirteen workloads take about half an hour on two CPU cores. To run a loop on the
 published weights: configs/gemma3_270m.py.
 """
 

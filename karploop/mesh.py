@@ -9,7 +9,8 @@ all-gather over `fsdp` at the entry of the sampling program and nothing inside i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import flax.linen as nn
 import jax
@@ -21,7 +22,7 @@ from karploop.config import MeshConfig
 from karploop.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-T = TypeVar("T")
+T, U = TypeVar("T"), TypeVar("U")
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 # Logical axis → mesh axis, or None where it stays whole on every device. Written as keywords, so
@@ -194,6 +195,27 @@ def to_host(tree: Any) -> Any:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
     return jax.tree.map(gather, tree)
+
+
+@dataclass(frozen=True)
+class Begun(Generic[T]):
+    """Work that was given to the devices, which are at it or done with it.
+
+    Attributes:
+      found: arrays that they leave.
+      read: waits for them, and makes the result of them on the host.
+    """
+
+    found: Any
+    read: Callable[[], T]
+
+    def wait(self) -> None:
+        """Returns when the devices are done; the host's part is still to be done."""
+        jax.block_until_ready(self.found)
+
+    def then(self, function: Callable[[T], U]) -> Begun[U]:
+        """The same work, with more to do on the host once it is read."""
+        return Begun(self.found, lambda: function(self.read()))
 
 
 def is_main() -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -17,9 +18,9 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jaxlib
@@ -109,7 +110,7 @@ class StageContext:
     stop_requested: Callable[[], bool]
     say: Callable[[str], None]
 
-    @property
+    @functools.cached_property
     def key(self) -> jax.Array:
         return self.rng.key(self.stage)
 
@@ -126,25 +127,73 @@ class StageContext:
         pq.write_table(table, self.directory / name, compression="zstd")
 
     def chunk(self, part: range, compute: Callable[[], pa.Table]) -> pa.Table:
-        """A part of a long stage: read if an earlier attempt kept it, else computed and kept.
+        """A part of a long stage: read if an earlier attempt kept it, else computed and kept."""
+        (table,) = self.chunks([part], lambda _: mesh_lib.Begun((), compute))
+        return table
 
-        Its file's name says which part it is, so that it is not taken for one of another size,
-        and ends in its SHA-256: one that is torn or damaged is computed again.
+    def chunks(
+        self, parts: Iterable[range], begin: Callable[[range], mesh_lib.Begun[pa.Table]]
+    ) -> Iterator[pa.Table]:
+        """The parts of a long stage in turn, each as `chunk` gives it.
+
+        While the devices are at a part, the host is at the one before it: as they are done with
+        one, the next is begun, and only then is what they left read, packed and kept. There is
+        never more than one on the devices.
+
+        A part's file has a name that says which part it is, so that it is not taken for one of
+        another size, and that ends in its SHA-256: one that is torn or damaged is computed again.
+
+        Raises:
+          Stopped: a stop was asked for; whatever was begun is kept first.
         """
+        before: _Part | None = None
+        for part in parts:
+            prefix, found, kept = self._kept(part)
+            if before and before.begun:
+                before.begun.wait()
+            if mesh_lib.agree(lambda: kept is not None):  # noqa: B023
+                now = _Part(prefix, found, kept, None)
+            elif mesh_lib.any_process(self.stop_requested()):
+                if before:
+                    yield self._whole(before)
+                raise Stopped
+            else:
+                now = _Part(prefix, found, None, begin(part))
+            if before:
+                yield self._whole(before)
+            before = now
+        if before:
+            yield self._whole(before)
+
+    def _kept(self, part: range) -> tuple[str, list[epath.Path], bytes | None]:
+        """How the names of a part's files begin, those that are there, and the bytes of a whole
+        one."""
         prefix = f"chunk-{part.start:09d}-{part.stop:09d}-"
         found = sorted(self.partial.glob(f"{prefix}*")) if self.partial.exists() else []
-        whole = [data for path in found if (data := _read_named(path, prefix)) is not None]
-        if not mesh_lib.agree(lambda: bool(whole)):
-            self.check_stop()
-            data = _to_parquet(compute())
+        whole = (data for path in found if (data := _read_named(path, prefix)) is not None)
+        return prefix, found, next(whole, None)
+
+    def _whole(self, part: _Part) -> pa.Table:
+        """A part's table, which is kept once it is whole."""
+        data = part.kept
+        if part.begun:
+            data = _to_arrow(part.begun.read())
             if mesh_lib.is_main():
-                for path in found:
+                for path in part.found:
                     self.say(f"store: damaged chunk found, computing it again: {path}")
                     path.unlink(missing_ok=True)
-                write_atomic(self.partial / f"{prefix}{_sha256(data)}.parquet", data)
-            mesh_lib.barrier(f"{self.stage} {prefix}")
-            whole = [data]
-        return pq.read_table(pa.BufferReader(whole[0]))  # the same by either way
+                write_atomic(self.partial / f"{part.prefix}{_sha256(data)}.arrow", data)
+            mesh_lib.barrier(f"{self.stage} {part.prefix}")
+        return pa.ipc.open_stream(data).read_all()  # the same by either way
+
+
+class _Part(NamedTuple):
+    """A part of a long stage: `kept` by an earlier attempt, or `begun`."""
+
+    prefix: str
+    found: list[epath.Path]
+    kept: bytes | None
+    begun: mesh_lib.Begun[pa.Table] | None
 
 
 class Stages:
@@ -296,9 +345,11 @@ def _module(function: Callable) -> str:
     return function.__module__
 
 
-def _to_parquet(table: pa.Table) -> bytes:
+def _to_arrow(table: pa.Table) -> bytes:
+    """The table as a stream: a fifteenth of the time that Parquet takes, for a file of minutes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
     return sink.getvalue().to_pybytes()
 
 
@@ -308,7 +359,7 @@ def _read_named(path: epath.Path, prefix: str) -> bytes | None:
         data = path.read_bytes()
     except OSError:  # removed meanwhile, or unreadable
         return None
-    return data if path.name == f"{prefix}{_sha256(data)}.parquet" else None
+    return data if path.name == f"{prefix}{_sha256(data)}.arrow" else None
 
 
 def _sha256(data: bytes) -> str:

@@ -1,5 +1,6 @@
 """The benchmark: its command on a small model, and its costs against numbers made by hand."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -9,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from karploop.benchmark import costs, names, report, workloads
+from karploop import cli
+from karploop.benchmark import costs, inside, names, report, run, workloads
 from karploop.benchmark.costs import Cost, Rates, Shape, Texts, forward, sampling, scoring, training
 from karploop.benchmark.subject import make_subject
 from karploop.config import Config, LoraConfig, MeshConfig, ModelConfig, RoleConfig
@@ -30,9 +32,11 @@ SMALL = ModelConfig(
 LAYER, HEAD = 24 + 12 + 12 + 24 + 45, 3 * 7
 
 
-def bench(folder: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
+def bench(
+    folder: pathlib.Path, *flags: str, module: str = "experiments.bench"
+) -> subprocess.CompletedProcess:
     (folder / "small.py").write_text(CONFIG)
-    command = [sys.executable, "-m", "experiments.bench", f"--config={folder}/small.py", *flags]
+    command = [sys.executable, "-m", module, f"--config={folder}/small.py", *flags]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
@@ -81,6 +85,7 @@ def test_every_workload_runs(tmp_path):
     assert rows["dpo"]["parts"].keys() == {"reference", "step"}
     assert rows["loop"]["parts"].keys() >= {"generate", "train", "evaluate", "outside"}
     assert 0 < rows["loop"]["outside_share"] < 1
+    assert rows["in_loop"]["of_alone"] > 0
     start = rows["start"]
     assert start["parts"]["warm sampling"] < start["parts"]["sampling"] < start["seconds"]
 
@@ -121,6 +126,18 @@ def test_what_is_asked_for_is_written(make_params):
     found = drawing(0)
     assert [[len(c.tokens) for c in some] for some in found] == [[1, 1], [4, 4], [2, 2]]
     assert found != drawing(1)
+
+
+def test_a_loop_samples_what_the_sampler_alone_does():
+    one = {"mesh.data": "1"}
+    config = cli.load_config(f"{ROOT}/tests/tiny.py", one)
+    found = inside.sampling_in_loop(config, repeats=2)  # which fails if their tokens differ
+    assert found["tokens"] > 2 * 64
+    stage, sampler = (np.array(found["parts"][name]) for name in ("stage", "sampler"))
+    assert found["of_alone"] == pytest.approx(np.median(sampler / stage))
+    chained = cli.load_config(f"{ROOT}/tests/tiny.py", one | {"generate.chain": "answer"})
+    with pytest.raises(UserError, match="chain"):
+        inside.sampling_in_loop(chained, repeats=1)
 
 
 def test_output_lengths_are_geometric_and_bounded():
@@ -211,3 +228,78 @@ def test_results_of_a_machine_are_replaced_by_workload(tmp_path):
     assert [row["workload"] for row in rows] == ["w1", "w2"]
     assert rows[1]["seconds"] == 1.2346
     assert "# Two cores, 2026" in (place / "README.md").read_text()
+
+
+# -- other libraries -----------------------------------------------------------------------------
+
+PEERS = "experiments.bench.peers"
+
+
+@pytest.mark.parametrize("name", ["w1", "w2", "w3", "score", "sft", "sft_lora", "dpo", "grpo"])
+def test_transformers_does_the_same_amount(name, make_params):
+    pytest.importorskip("torch", reason="transformers is measured with torch")
+    pytest.importorskip("trl", reason="and its losses with trl (requirements-dev.txt)")
+    from experiments.bench import torch_peer
+
+    shape = ModelConfig(
+        layers=1, width=16, heads=2, head_width=8, mlp_width=32, activation="swiglu", tied=True,
+        positions="rope", max_length=512,
+    )  # fmt: skip
+    subject = make_subject(Config(model=shape, mesh=MeshConfig(data=1)), 50)
+    work = torch_peer.make(name, subject)
+    parts = work.run()
+    ours = run.make(name, subject)
+    assert work.tokens == ours.tokens
+    assert parts.keys() == {"dpo": {"reference", "step"}, "grpo": {"sampling", "step"}}.get(
+        name, set()
+    )
+
+
+def test_a_model_that_transformers_does_not_have_is_named():
+    pytest.importorskip("torch", reason="transformers is measured with torch")
+    pytest.importorskip("trl", reason="and its losses with trl (requirements-dev.txt)")
+    from experiments.bench import torch_peer
+
+    with pytest.raises(UserError, match="no model family of transformers"):
+        torch_peer.make("w2", make_subject(Config(mesh=MeshConfig(data=1)), 50))
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--peers=vllm"], "known: karploop"),
+        (["--peers=karploop", "--workloads=skore"], "did you mean 'score'?"),
+        (["--peers=karploop", "--workloads=loop"], "known: dpo"),
+        (["--peers=karploop", "--output=results"], "--machine"),
+    ],
+)
+def test_mistakes_with_peers_end_with_a_sentence(tmp_path, flags, said):
+    result = bench(tmp_path, *flags, module=PEERS)
+    assert result.returncode == 2
+    assert said in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_peer_that_is_not_installed_is_named():
+    peers = importlib.import_module(PEERS)
+    with pytest.raises(UserError, match="pip install jax no-such-thing"):
+        peers.Peer("", ("jax", "no-such-thing")).versions()
+
+
+@pytest.mark.slow
+def test_peers_are_told_beside_karploop(tmp_path):
+    pytest.importorskip("trl", reason="transformers is measured with torch and trl")
+    result = bench(
+        tmp_path, "--workloads=grpo", "--repeats=1", "--vocabulary=50", "--machine=A small one",
+        f"--output={tmp_path}/results", "--config.model.activation=swiglu",
+        "--config.model.positions=rope", module=PEERS,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    ours, other = (json.loads(line) for line in result.stdout.splitlines()[:2])
+    assert (ours["peer"], other["peer"]) == ("karploop", "transformers")
+    assert other["times"] == pytest.approx(
+        ours["tokens_per_second"] / other["tokens_per_second"], rel=1e-3
+    )
+    assert {"torch", "trl"} <= other["versions"].keys()
+    kept = tmp_path / "results" / "a-small-one"
+    assert len((kept / "peers.jsonl").read_text().splitlines()) == 2
+    assert "| grpo | transformers |" in (kept / "peers.md").read_text()

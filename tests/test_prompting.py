@@ -41,8 +41,8 @@ def test_every_token_that_holds_a_stop_string_stops(tokenizer):
     assert newline and set(newline) <= set(prompting.stop_ids)
     assert set(prompting.stop_ids) == {*newline, *tokenizer.stop_ids}
     sampled = [*tokenizer.encode(" 8"), newline[0], *tokenizer.encode("Q:")]
-    assert prompting.completion(sampled, stopped=True) == (" 8", True)
-    assert prompting.completion(tokenizer.encode(" 8"), stopped=False) == (" 8", False)
+    assert prompting.completion(tokenizer.decode(sampled), stopped=True) == (" 8", True)
+    assert prompting.completion(" 8", stopped=False) == (" 8", False)
 
 
 def test_without_examples_a_prompt_is_the_tokenizers_own():
@@ -51,7 +51,7 @@ def test_without_examples_a_prompt_is_the_tokenizers_own():
     assert prompting.prefix == () and prompting.stop_ids == tokenizer.stop_ids
     assert prompting.prompt("1+1=") == tokenizer.encode_prompt("1+1=")
     assert prompting.example("1+", "2") == ([1, 4, 13], [5, 2])
-    assert prompting.completion([5, 2], stopped=True) == ("2", True)
+    assert prompting.completion("2", stopped=True) == ("2", True)
 
 
 def test_whatever_decides_the_tokens_is_in_the_identity(tokenizer):

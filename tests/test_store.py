@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -23,6 +24,7 @@ from said import Said
 from karploop.errors import UserError
 from karploop.files import write_atomic
 from karploop.manifest import MANIFEST, Corrupt, Manifest, digest
+from karploop.mesh import Begun
 from karploop.reporting.progress import Progress
 from karploop.rng import Rng
 from karploop.stages import Stages, Stopped
@@ -424,7 +426,7 @@ def test_what_a_kill_after_the_commit_left_is_tidied(stages, store):
     artifact = run(stages, write_letters)
     m = artifact.manifest
     left = pathlib.Path(store.make_partial(m.stage, m.key))
-    (left / "chunk-000000000-000000002-00.parquet").write_bytes(b"")
+    (left / "chunk-000000000-000000002-00.arrow").write_bytes(b"")
     run(stages, write_letters)
     assert not left.exists() and not left.parent.exists()
 
@@ -489,6 +491,66 @@ def test_a_request_to_stop_keeps_the_chunk(stages, store):
         run(stages, functools.partial(write_parts, compute=ask))
     assert calls == ["part 0"]
     assert len(list((pathlib.Path(store.root) / "partial").rglob("chunk-*"))) == 1
+
+
+class Device:
+    """Work that is waited for before its result is read, and what happened in which order."""
+
+    def __init__(self, happens=lambda what: None):
+        self.order, self._happens, self._busy = [], happens, False
+
+    def begin(self, rows: range) -> Begun[pa.Table]:
+        assert not self._busy, "two parts are on the devices at once"
+        self._busy = True
+        self._note("begin", rows)
+        return Begun(rows, lambda: self._note("read", rows))
+
+    def wait(self, rows: range) -> None:
+        self._busy = False
+        self._note("wait", rows)
+
+    def stage(self, context) -> None:
+        with mock.patch.object(Begun, "wait", lambda begun: self.wait(begun.found)):
+            parts = [range(i, i + 2) for i in (0, 2, 4)]
+            tables = list(context.chunks(parts, self.begin))
+        context.write_table("all.parquet", pa.concat_tables(tables))
+
+    def _note(self, what: str, rows: range) -> pa.Table:
+        self._happens(f"{what} {rows.start}")
+        self.order.append(f"{what} {rows.start}")
+        return pa.table({"x": list(rows)})
+
+
+def test_the_host_is_at_a_part_while_the_devices_are_at_the_next(stages):
+    device = Device()
+    artifact = run(stages, device.stage)
+    assert artifact.table("all.parquet")["x"].to_pylist() == [0, 1, 2, 3, 4, 5]
+    assert device.order == [
+        *("begin 0", "wait 0", "begin 2", "read 0", "wait 2", "begin 4", "read 2", "read 4")
+    ]
+
+
+def test_parts_that_were_kept_are_not_begun_again(stages):
+    def interrupt(what):
+        if what == "read 4":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stages, Device(interrupt).stage)
+    device = Device()
+    artifact = run(stages, device.stage)
+    assert device.order == ["begin 4", "read 4"]
+    assert artifact.table("all.parquet")["x"].to_pylist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("when, kept", [("begin 0", 1), ("wait 0", 1), ("read 0", 2)])
+def test_a_request_to_stop_keeps_what_was_begun(stages, store, when, kept):
+    device = Device()
+    stages.stop_requested = lambda: when in device.order
+    with pytest.raises(Stopped):
+        run(stages, device.stage)
+    assert device.order.count("read 0") == 1 and "begin 4" not in device.order
+    assert len(list((pathlib.Path(store.root) / "partial").rglob("chunk-*"))) == kept
 
 
 # -- locks ---------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ real ones; output lengths of w4 are geometric, drawn from config.seed, and enfor
     score, score_prefix    log-probabilities of given texts
     sft, sft_lora, dpo, grpo   one update
     loop                   rounds of --loop, a whole loop, by stage
+    in_loop                its stage `generate`, and the sampler alone on the same prompts
     start                  from the command to the first token, --repeats times without compiled
                            programs and (part `warm`) with them
 
@@ -24,34 +25,30 @@ On a CPU only a machine that does nothing else measures anything: `load` says wh
 """
 
 import json
-import os
 import pathlib
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 from absl import flags
 
+from experiments.bench.process import DEFAULT_CONFIG, call, vocabulary_of
 from karploop import cli
 from karploop.benchmark.names import RATES, WORKLOADS, chosen
 from karploop.config import Config
-from karploop.errors import RunFailed, UserError
+from karploop.errors import UserError
 
 FLAGS = flags.FLAGS
-_DEFAULT = "configs/gemma3_270m_shape.py"
-_GEMMA = 262_144  # its vocabulary
-flags.DEFINE_string("config", _DEFAULT, "Whose model is measured, path/to/file.py[:ARG].")
+flags.DEFINE_string("config", DEFAULT_CONFIG, "Whose model is measured, path/to/file.py[:ARG].")
 flags.DEFINE_string("workloads", "", f"Some of {','.join(WORKLOADS)}; empty: all.")
 flags.DEFINE_integer("repeats", 3, "Calls that are timed, of which the median counts.", 1)
 flags.DEFINE_integer(
     "vocabulary",
     None,
-    f"Rows of a random model's embedding; default: {_GEMMA} of the default config, else those of "
-    "its task's characters.",
+    "Rows of a random model's embedding; default: Gemma's 262144 of the default config, else those "
+    "of its task's characters.",
     2,
 )
 flags.DEFINE_string("loop", "configs/addition.py", "The loop whose rounds are measured.")
@@ -65,9 +62,7 @@ def main(argv: list[str]) -> int:
     cli.no_arguments(argv)
     config = cli.load_config(FLAGS.config, _OVERRIDES)
     loop = cli.load_config(FLAGS.loop, {})
-    vocabulary = FLAGS.vocabulary
-    if vocabulary is None and FLAGS.config == _DEFAULT and not config.policy.path:
-        vocabulary = _GEMMA
+    vocabulary = vocabulary_of(FLAGS.config, config, FLAGS.vocabulary)
     if FLAGS.only:
         return _child(config, loop, vocabulary)
     names = chosen(FLAGS.workloads)
@@ -102,6 +97,8 @@ def _child(config: Config, loop: Config, vocabulary: int | None) -> int:
         row = run.run_rates(config, vocabulary, FLAGS.repeats)
     elif name == "loop":
         row = run.run_loop(loop, FLAGS.repeats)
+    elif name == "in_loop":
+        row = run.run_in_loop(loop, FLAGS.repeats)
     elif name == "start":
         row = run.run_start(config, vocabulary, told["began"])
     else:
@@ -111,28 +108,7 @@ def _child(config: Config, loop: Config, vocabulary: int | None) -> int:
 
 
 def _call(name: str, told: dict[str, Any], cache: str | None = None) -> dict[str, Any]:
-    """What a workload answers, in a process that finds no compiled programs but those in `cache`.
-
-    Raises:
-      UserError, RunFailed: as it says.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        file, log = pathlib.Path(folder, "task.json"), pathlib.Path(folder, "log")
-        command = [sys.executable, "-m", "experiments.bench", *_ARGUMENTS]
-        command += [f"--only={name}", f"--task={file}"]
-        found = {
-            "JAX_COMPILATION_CACHE_DIR": cache or str(pathlib.Path(folder, "compiled")),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        file.write_text(json.dumps(told | {"began": time.time()}))
-        with open(log, "w") as out:
-            child = subprocess.run(command, env=os.environ | found, stdout=out, stderr=out)
-        said = log.read_text().strip()
-        if child.returncode == 2:
-            raise UserError(said.rpartition("error: ")[2])
-        if child.returncode:
-            raise RunFailed(f"the workload '{name}' failed:\n{said[-4000:]}")
-        return json.loads(file.read_text())
+    return call("experiments.bench", _ARGUMENTS, name, told, cache)
 
 
 def _start() -> dict[str, Any]:

@@ -47,6 +47,11 @@ def timed(run: Callable[[], Mapping[str, float]], repeats: int) -> Timing:
       run: does its work to the end, results on the host, and returns seconds of its parts.
     """
     first, _, _ = _once(run)
+    return repeated(run, repeats, first)
+
+
+def repeated(run: Callable[[], Mapping[str, float]], repeats: int, first: float = 0.0) -> Timing:
+    """Calls `run` `repeats` times; it is warm already, and its first call took `first`."""
     seconds, cpu, parts = zip(*(_once(run) for _ in range(repeats)), strict=True)
     by_name = {name: [each[name] for each in parts] for name in parts[0]}
     return Timing(first, list(seconds), list(cpu), by_name)
@@ -88,10 +93,8 @@ def _largest_program() -> int | None:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on, and how busy it was before (processes that wanted a core, mean of a
-    minute)."""
+    """What was measured on, and how busy it was before."""
     device = jax.devices()[0]
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     cores = getattr(os, "sched_getaffinity", None)
     return {
         "device": device.device_kind,
@@ -99,5 +102,10 @@ def machine() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cores": len(cores(0)) if cores else os.cpu_count(),
         "jax": jax.__version__,
-        "load": None if load is None else round(load, 2),
+        "load": load(),
     }
+
+
+def load() -> float | None:
+    """Processes that wanted a core, mean of a minute; None where nobody counts them."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from karploop.errors import UserError
 from karploop.schema import nearest
 
@@ -18,18 +20,19 @@ WORKLOADS = {
     "dpo": "reference and one step on 4 pairs of 128 tokens",
     "grpo": "4 prompts of 64 tokens, 4 samples each of 32 new, and one step on them",
     "loop": "rounds of a whole loop",
+    "in_loop": "sampling in a loop's stage, beside the sampler alone",
     "start": "from the command to the first token",
 }
 
 
-def chosen(text: str) -> list[str]:
-    """The workloads of a comma-separated list, in its order; all of them where it is empty.
+def chosen(text: str, known: Collection[str] = tuple(WORKLOADS)) -> list[str]:
+    """The workloads of a comma-separated list, in its order; all that are known where it is empty.
 
     Raises:
       UserError: there is no such workload; names the nearest.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in WORKLOADS:
-            raise UserError(f"--workloads has '{name}': {nearest(name, WORKLOADS)}")
-    return list(dict.fromkeys(names)) or list(WORKLOADS)
+        if name not in known:
+            raise UserError(f"--workloads has '{name}': {nearest(name, known)}")
+    return list(dict.fromkeys(names)) or list(known)

@@ -33,7 +33,7 @@ FIELDS = {  # of a row; a loop's and a start's have fewer
     "all_seconds": "of each repeat",
     "cpu_seconds": "median, of all cores together",
     "compile_seconds": "what the first call took longer than the median",
-    "tokens": "new ones of sampling (w1-w4, grpo), else of texts, each with its prompt",
+    "tokens": "new ones of sampling (w1-w4, grpo, in_loop), else of texts, each with its prompt",
     "tokens_per_second": "of the median",
     "flops": "that the mathematics needs (karploop/benchmark/costs.py)",
     "bytes": "of parameters, caches and optimiser that have to be moved",
@@ -79,7 +79,11 @@ def _cells(row: Row) -> list[str]:
         return "" if value is None else format(value / scale, form)
 
     parts = [f"{name} {seconds:.3g}" for name, seconds in row.get("parts", {}).items()]
-    shares = ("outside_share", "of a round outside"), ("run_outside_share", "of the run outside")
+    shares = (
+        ("outside_share", "of a round outside"),
+        ("run_outside_share", "of the run outside"),
+        ("of_alone", "of the sampler alone"),
+    )
     parts += [f"{row[name]:.1%} {what}" for name, what in shares if name in row]
     device = "peak_device_bytes" if row.get("peak_device_bytes") else "peak_host_bytes"
     return [
@@ -104,7 +108,7 @@ def write(rows: Sequence[Row], rates: Row, folder: pathlib.Path, machine: str) -
     Returns:
       FOLDER/MACHINE, with results.jsonl, README.md and limit.png.
     """
-    place = folder / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") or "machine")
+    place = place_of(folder, machine)
     file = place / "results.jsonl"
     earlier = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
     found = {_identity(row): row for row in (*earlier, *map(_rounded, rows))}
@@ -115,6 +119,11 @@ def write(rows: Sequence[Row], rates: Row, folder: pathlib.Path, machine: str) -
     write_atomic(place / "README.md", _page(kept, rates, machine).encode())
     save(limit_figure(kept, machine), place / "limit.png")
     return place
+
+
+def place_of(folder: pathlib.Path, machine: str) -> pathlib.Path:
+    """Where the results of a machine lie, by its name in words."""
+    return folder / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") or "machine")
 
 
 def _identity(row: Row) -> tuple[str, str, str]:

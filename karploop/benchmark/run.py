@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from karploop.benchmark import learning, whole, workloads
+from karploop.benchmark import inside, learning, whole, workloads
 from karploop.benchmark.costs import Rates, total
 from karploop.benchmark.measure import machine, memory, timed
 from karploop.benchmark.rates import measure_rates
@@ -23,6 +23,11 @@ _MAKE: dict[str, Callable[[str, Subject], Work]] = {
     "dpo": learning.prefer,
     "grpo": learning.reinforce,
 }
+
+
+def make(name: str, subject: Subject) -> Work:
+    """A workload of one model, ready to be timed."""
+    return _MAKE[name](name, subject)
 
 
 def run_rates(config: Config, vocabulary: int | None, repeats: int) -> Row:
@@ -43,7 +48,7 @@ def run_work(
     """
     busy = machine()  # before there is work of our own
     subject = make_subject(config, vocabulary)
-    work = _MAKE[name](name, subject)
+    work = make(name, subject)
     timing = timed(work.run, repeats)
     cost, seconds = total(work.costs), timing.median
     least = sum(part.seconds(Rates(**limit)) for part in work.costs)
@@ -82,6 +87,16 @@ def run_loop(config: Config, repeats: int) -> Row:
     named = {"workload": "loop", "model": config.name, "dtype": config.model.dtype}
     more = {"seconds": seconds, "all_seconds": found["seconds"], "parts": parts}
     return named | busy | found | more | memory()
+
+
+def run_in_loop(config: Config, repeats: int) -> Row:
+    """Sampling in a loop, and by the sampler alone."""
+    busy = machine()
+    found = inside.sampling_in_loop(config, repeats)
+    parts = {name: statistics.median(each) for name, each in found["parts"].items()}
+    named = {"workload": "in_loop", "model": config.name, "dtype": config.model.dtype}
+    seconds = {"seconds": statistics.median(found["seconds"]), "all_seconds": found["seconds"]}
+    return named | busy | found | seconds | {"parts": parts} | memory()
 
 
 def _of(name: str, subject: Subject, busy: Row) -> Row:

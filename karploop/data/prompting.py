@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from karploop.asking import Asked
@@ -57,13 +56,13 @@ class Prompting(ABC):
         """A gold answer as the completion that gives it."""
         return self._answer.replace("{answer}", answer)
 
-    def completion(self, tokens: Sequence[int], stopped: bool) -> tuple[str, bool]:
-        """The text of sampled tokens, and whether it ended by itself.
+    def completion(self, text: str, stopped: bool) -> tuple[str, bool]:
+        """The completion in what was sampled, and whether it ended by itself.
 
         Args:
+          text: of the sampled tokens.
           stopped: a stop token was drawn.
         """
-        text = self.tokenizer.decode(tokens)
         if not self._shots:
             return text, stopped
         cut, found = self._shots.cut(text)

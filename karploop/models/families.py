@@ -349,7 +349,8 @@ def _write(family: Family, model: ModelConfig, vocabulary: int, dtype: str) -> d
     if gemma:
         scale = model.attention_scale or model.head_width**-0.5
         scalar = scale**-2
-        config["query_pre_attn_scalar"] = round(scalar) if abs(scalar % 1) < 1e-6 else scalar
+        near = abs(scalar - round(scalar)) < 1e-6  # transformers wants an integer
+        config["query_pre_attn_scalar"] = round(scalar) if near else scalar
         config["attn_logit_softcapping"] = model.attention_softcap or None
         config["final_logit_softcapping"] = model.logit_softcap or None
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_base}

@@ -123,7 +123,7 @@ class _Asking:
 
     def _judge(self, prompts: Sequence[str], completions: Sequence[Completion], samples: int):
         """Texts, and whether each is right; None where the task cannot tell."""
-        ends = [self.prompting.completion(c.tokens, c.finished) for c in completions]
+        ends = [self.prompting.completion(c.text, c.finished) for c in completions]
         texts = [text for text, _ in ends]
         if not self.task.verifiable:
             return texts, [None] * len(texts)

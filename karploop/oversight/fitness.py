@@ -112,7 +112,7 @@ def fitness(
                 limits=[limit(int(problems.difficulty[rows[i]])) for i in part],
                 batch=batch,
             )
-            answers += [prompting.completion(c.tokens, c.finished) for (c,) in completions]
+            answers += [prompting.completion(c.text, c.finished) for (c,) in completions]
         right = [e and task.verify(p, text) for p, (text, e) in zip(prompts, answers, strict=True)]
         gold = [problems.completions[i] for i in rows]
         groups = [

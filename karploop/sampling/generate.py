@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from karploop.config import GenerateConfig
 from karploop.data.prompting import Prompting
+from karploop.mesh import Begun
 from karploop.models.weights import Weights
 from karploop.records import PROMPTS_FILE, SAMPLES_FILE, Samples
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.rollout import Decoding
-from karploop.sampling.sampler import Sampler, batches
+from karploop.sampling.sampler import Completion, Sampler, batches
 from karploop.stages import StageContext
 
 
@@ -33,19 +36,24 @@ def generate(
     """
     prompts = context.inputs["prompts"].table(PROMPTS_FILE).to_pydict()
     params = weights.load(context.inputs["params"])
-    parts = []
+    tables = []
     count = len(prompts["prompt"])
 
-    def sample(rows: range):
+    def begin(rows: range) -> Begun:
         sampling = dict(prompting=prompting, limit=limit, config=config)
-        return Samples(**sampled(context, sampler, params, prompts, rows, **sampling)).to_table()
+        begun = sampled(context, sampler, params, prompts, rows, **sampling)
+        return begun.then(lambda columns: Samples(**columns).to_table())
 
     with context.progress(count * config.samples, "samples") as progress:
-        for rows in batches(count, config.batch):
-            table = context.chunk(rows, lambda rows=rows: sample(rows))
-            parts.append(Samples.from_table(table))
-            progress.advance(len(table), tokens=sum(map(len, parts[-1].tokens)))
-    context.write_table(SAMPLES_FILE, Samples.concatenate(parts).to_table())
+        for table in context.chunks(batches(count, config.batch), begin):
+            tables.append(table)
+            progress.advance(len(table), tokens=tokens_of(table))
+    context.write_table(SAMPLES_FILE, pa.concat_tables(tables).combine_chunks())
+
+
+def tokens_of(table: pa.Table) -> int:
+    """Sampled tokens in a table of Samples."""
+    return pc.sum(pc.list_value_length(table.column("tokens"))).as_py() or 0
 
 
 def sampled(
@@ -59,35 +67,40 @@ def sampled(
     limit: Callable[[int], int],
     config: GenerateConfig,
     asked: Callable[[str], str] = str,
-) -> dict[str, Any]:
+) -> Begun[dict[str, Any]]:
     """The columns of Samples for some rows of a table of prompts, at most a batch.
 
     Args:
       asked: from a prompt to the text that is sampled from in its place.
     """
-    completions = sampler.complete(
+    limits = {d: limit(d) for d in {prompts["difficulty"][i] for i in rows}}
+    begun = sampler.begin(
         params,
         [prompting.prompt(asked(prompts["prompt"][i])) for i in rows],
         list(rows),
         context.key,
         samples=config.samples,
         sampling=Sampling(config.temperature, config.top_k, config.top_p, config.min_p),
-        limits=[limit(prompts["difficulty"][i]) for i in rows],
+        limits=[limits[prompts["difficulty"][i]] for i in rows],
         batch=config.batch,
         decoding=Decoding.of(config),
     )
-    ids = np.repeat(np.array(rows), config.samples)
-    flat = [c for of_prompt in completions for c in of_prompt]
-    ends = [prompting.completion(c.tokens, c.finished) for c in flat]
-    return dict(
-        prompt_id_S=ids,
-        sample_S=np.tile(np.arange(config.samples), len(rows)),
-        member_S=np.full(len(flat), context.rng.member),
-        difficulty_S=np.array([prompts["difficulty"][i] for i in ids]),
-        prompts=[prompts["prompt"][i] for i in ids],
-        completions=[text for text, _ in ends],
-        finished_S=np.array([finished for _, finished in ends]),
-        tokens=[c.tokens for c in flat],
-        logprobs=[c.logprobs for c in flat],
-        entropy_S=np.array([c.entropy for c in flat]),
-    )
+
+    def columns(completions: list[list[Completion]]) -> dict[str, Any]:
+        ids = np.repeat(np.array(rows), config.samples)
+        flat = [c for of_prompt in completions for c in of_prompt]
+        ends = [prompting.completion(c.text, c.finished) for c in flat]
+        return dict(
+            prompt_id_S=ids,
+            sample_S=np.tile(np.arange(config.samples), len(rows)),
+            member_S=np.full(len(flat), context.rng.member),
+            difficulty_S=np.array([prompts["difficulty"][i] for i in ids]),
+            prompts=[prompts["prompt"][i] for i in ids],
+            completions=[text for text, _ in ends],
+            finished_S=np.array([finished for _, finished in ends]),
+            tokens=[c.tokens for c in flat],
+            logprobs=[c.logprobs for c in flat],
+            entropy_S=np.array([c.entropy for c in flat]),
+        )
+
+    return begun.then(columns)

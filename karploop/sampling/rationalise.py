@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from karploop.config import GenerateConfig
 from karploop.data.prompting import Prompting
 from karploop.data.tasks import Task
+from karploop.mesh import Begun
 from karploop.models.weights import Weights
 from karploop.records import (
     PROMPTS_FILE,
@@ -23,7 +25,7 @@ from karploop.records import (
     Samples,
     read_verdicts,
 )
-from karploop.sampling.generate import sampled
+from karploop.sampling.generate import sampled, tokens_of
 from karploop.sampling.sampler import Sampler, batches
 from karploop.stages import StageContext
 
@@ -54,9 +56,11 @@ def rationalise(
     params = weights.load(context.inputs["params"])
     sampling = dict(prompting=prompting, limit=limit, config=config, asked=task.hinted)
 
-    def sample(part: range):
+    def begin(part: range) -> Begun:
         chosen = [rows[i] for i in part]
-        columns = sampled(context, sampler, params, prompts, chosen, **sampling)
+        return sampled(context, sampler, params, prompts, chosen, **sampling).then(record)
+
+    def record(columns):
         hinted = [task.hinted(prompt) for prompt in columns["prompts"]]
         found = HintedSamples(**columns, hinted=hinted)
         return replace(
@@ -66,13 +70,12 @@ def rationalise(
             entropy_S=np.full(len(hinted), np.nan),
         ).to_table()
 
-    parts = [HintedSamples.empty()]  # every prompt may have been solved
+    tables = [HintedSamples.empty().to_table()]  # every prompt may have been solved
     with context.progress(len(rows) * config.samples, "samples") as progress:
-        for part in batches(len(rows), config.batch):
-            table = context.chunk(part, lambda part=part: sample(part))
-            parts.append(HintedSamples.from_table(table))
-            progress.advance(len(table), tokens=sum(map(len, parts[-1].tokens)))
-    context.write_table(SAMPLES_FILE, HintedSamples.concatenate(parts).to_table())
+        for table in context.chunks(batches(len(rows), config.batch), begin):
+            tables.append(table)
+            progress.advance(len(table), tokens=tokens_of(table))
+    context.write_table(SAMPLES_FILE, pa.concat_tables(tables).combine_chunks())
 
 
 def _unsolved(context: StageContext, count: int) -> list[int]:

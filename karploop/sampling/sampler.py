@@ -12,11 +12,11 @@ import numpy as np
 
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
-from karploop.mesh import batch_parts, batch_sharding, put, replicated, to_host
+from karploop.mesh import Begun, batch_parts, batch_sharding, put, replicated, to_host
 from karploop.models.for_decoding import quantised, turned
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
-from karploop.sampling.rollout import WHOLE_BATCH, Decoding, rollout
+from karploop.sampling.rollout import WHOLE_BATCH, Decoding, Rollout, rollout
 from karploop.sampling.score import score, score_next
 
 Prompt = str | Sequence[int]  # text, or tokens
@@ -123,7 +123,11 @@ class Sampler:
             out_shardings=whole,
         )
 
-    def complete(
+    def complete(self, *args, **kwargs) -> list[list[Completion]]:
+        """What `begin` begins, once it is done."""
+        return self.begin(*args, **kwargs).read()
+
+    def begin(
         self,
         params: Any,
         prompts: Sequence[Prompt],
@@ -135,7 +139,7 @@ class Sampler:
         limits: Sequence[int],
         batch: int,
         decoding: Decoding = WHOLE_BATCH,
-    ) -> list[list[Completion]]:
+    ) -> Begun[list[list[Completion]]]:
         """`samples` completions for each of at most `batch` prompts.
 
         A completion ends at its prompt's limit of tokens; one that has not stopped by then counts
@@ -157,19 +161,17 @@ class Sampler:
         place_P = np.argsort(order_P)
         given = (x[order_P] for x in (tokens_PxL, lengths_P, ids_P, limits_P))
         rows = batch_sharding(self.mesh)
-        host = to_host(
-            self._decode(
-                params,
-                *(put(x_P, rows) for x_P in given),
-                key,
-                self.prefix,
-                samples,
-                sampling,
-                self._on_mesh(decoding),
-            )
+        found = self._decode(
+            params,
+            *(put(x_P, rows) for x_P in given),
+            key,
+            self.prefix,
+            samples,
+            sampling,
+            self._on_mesh(decoding),
         )
 
-        def completion(row: int) -> Completion:
+        def completion(host: Rollout, row: int) -> Completion:
             n = host.lengths_R[row]
             tokens = host.tokens_RxT[row, :n].tolist()
             return Completion(
@@ -180,10 +182,14 @@ class Sampler:
                 finished=bool(host.finished_R[row]),
             )
 
-        return [
-            [completion(place_P[p] * samples + s) for s in range(samples)]
-            for p in range(len(prompts))
-        ]
+        def read() -> list[list[Completion]]:
+            host = to_host(found)
+            return [
+                [completion(host, place_P[p] * samples + s) for s in range(samples)]
+                for p in range(len(prompts))
+            ]
+
+        return Begun(found, read)
 
     def _on_mesh(self, decoding: Decoding) -> Decoding:
         return dataclasses.replace(decoding, parts=batch_parts(self.mesh))
