@@ -135,7 +135,8 @@ def test_a_loop_samples_what_the_sampler_alone_does():
     assert found["tokens"] > 2 * 64
     stage, sampler = (np.array(found["parts"][name]) for name in ("stage", "sampler"))
     assert found["of_alone"] == pytest.approx(np.median(sampler / stage))
-    chained = cli.load_config(f"{ROOT}/tests/tiny.py", one | {"generate.chain": "answer"})
+    chain = {"generate.chain": "answer", "model.alphabet": "ascii"}
+    chained = cli.load_config(f"{ROOT}/tests/tiny.py", one | chain)
     with pytest.raises(UserError, match="chain"):
         inside.sampling_in_loop(chained, repeats=1)
 
