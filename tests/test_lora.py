@@ -181,7 +181,8 @@ def test_attached_equals_merged(make_weights, make_params, batches, scan):
     assert float(one[0]) == pytest.approx(float(other[0]), rel=1e-5)
     for theirs, ours in zip(jax.tree.leaves(other[1]), jax.tree.leaves(one[1]), strict=True):
         assert np.any(theirs)
-        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+        # On some CPUs the two orders of float32 sums are apart by a little more than 1e-4.
+        np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
 
 
 def test_gradients_by_finite_differences(make_weights, make_params, batches):
