@@ -1,6 +1,5 @@
 """The benchmark: its command on a small model, and its costs against numbers made by hand."""
 
-import importlib
 import json
 import os
 import pathlib
@@ -10,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.bench import libraries
 from karploop import cli
 from karploop.benchmark import costs, inside, names, report, run, workloads
 from karploop.benchmark.costs import Cost, Rates, Shape, Texts, forward, sampling, scoring, training
@@ -281,9 +281,8 @@ def test_mistakes_with_peers_end_with_a_sentence(tmp_path, flags, said):
 
 
 def test_a_peer_that_is_not_installed_is_named():
-    peers = importlib.import_module(PEERS)
     with pytest.raises(UserError, match="pip install jax no-such-thing"):
-        peers.Peer("", ("jax", "no-such-thing")).versions()
+        libraries.Peer("", ("jax", "no-such-thing")).versions()
 
 
 @pytest.mark.slow

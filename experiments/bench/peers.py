@@ -22,7 +22,6 @@ the peer's, where both were measured.
 """
 
 import importlib
-import importlib.metadata
 import json
 import math
 import pathlib
@@ -30,11 +29,11 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from absl import flags
 
+from experiments.bench.libraries import COMPARED, OURS, PEERS
 from experiments.bench.process import DEFAULT_CONFIG, call, vocabulary_of
 from karploop import cli
 from karploop.benchmark.names import chosen
@@ -44,45 +43,13 @@ from karploop.files import write_atomic
 from karploop.schema import nearest
 
 Row = dict[str, Any]
-_OURS = "karploop"
-_SAMPLING = ("w1", "w2", "w3")
-_WORKLOADS = (*_SAMPLING, "score", "sft", "sft_lora", "dpo", "grpo")
 _FIELDS = ("seconds", "all_seconds", "tokens", "tokens_per_second", "parts", "peak_host_bytes")
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A library: the module that asks it, what has to be installed, what it is asked for.
-
-    `dtype` is what it computes with, where that is not the config's.
-    """
-
-    module: str
-    packages: Sequence[str]
-    workloads: Sequence[str] = _WORKLOADS
-    dtype: str = ""
-
-    def versions(self) -> dict[str, str]:
-        """Raises UserError: something is not installed."""
-        try:
-            return {name: importlib.metadata.version(name) for name in self.packages}
-        except importlib.metadata.PackageNotFoundError as error:
-            raise UserError(
-                f"'{error.name}' is not installed: pip install {' '.join(self.packages)}, or leave "
-                "what wants it out of --peers"
-            ) from error
-
-
-PEERS = {
-    _OURS: Peer("", ("jax",)),
-    "transformers": Peer("torch_peer", ("torch", "transformers", "peft", "trl")),
-    "llama.cpp": Peer("llama_peer", ("llama-cpp-python",), _SAMPLING, "the file's"),
-    "tunix": Peer("tunix_peer", ("google-tunix", "jax"), (*_SAMPLING, "sft")),
-}
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", DEFAULT_CONFIG, "Whose model is measured, path/to/file.py[:ARG].")
 flags.DEFINE_string("peers", "karploop,transformers", f"Some of {','.join(PEERS)}.")
-flags.DEFINE_string("workloads", "", f"Some of {','.join(_WORKLOADS)}; empty: all.")
+flags.DEFINE_string("workloads", "", f"Some of {','.join(COMPARED)}; empty: all.")
 flags.DEFINE_integer("repeats", 3, "Calls that are timed, of which the median counts.", 1)
 flags.DEFINE_integer("vocabulary", None, "Rows of a random model's embedding, as the bench's.", 2)
 flags.DEFINE_string("output", "", "Folder to add the results to; empty: none is written.")
@@ -100,13 +67,13 @@ def main(argv: list[str]) -> int:
         return 0
     peers = sorted(
         (name.strip() for name in FLAGS.peers.split(",") if name.strip()),
-        key=lambda name: name != _OURS,  # first, for the others are told beside it
+        key=lambda name: name != OURS,  # first, for the others are told beside it
     )
     for name in peers:
         if name not in PEERS:
             raise UserError(f"--peers has '{name}': {nearest(name, PEERS)}")
     versions = {name: PEERS[name].versions() for name in peers}
-    workloads = chosen(FLAGS.workloads, _WORKLOADS)
+    workloads = chosen(FLAGS.workloads, COMPARED)
     if FLAGS.output and not FLAGS.machine:
         raise UserError("--output keeps results by machine: say which this is by --machine='…'")
     from karploop.benchmark import report
@@ -143,7 +110,7 @@ def measure(peer: str, workload: str, config: Config, repeats: int) -> Row:
     from karploop.stages import peak_host_bytes
 
     vocabulary, busy = vocabulary_of(FLAGS.config, config, FLAGS.vocabulary), measure.load()
-    if peer == _OURS:
+    if peer == OURS:
         unlimited = {"flops": math.inf, "bytes": math.inf}  # nothing is told of a limit
         found = run.run_work(workload, config, vocabulary, repeats, unlimited)
     else:
@@ -172,7 +139,7 @@ def compare(rows: Sequence[Row]) -> None:
       RunFailed: they did not do the same.
     """
     ours, row = rows[0], rows[-1]
-    if ours["peer"] != _OURS:
+    if ours["peer"] != OURS:
         return
     if row["tokens"] != ours["tokens"]:
         raise RunFailed(
@@ -191,7 +158,7 @@ def table(rows: Sequence[Row], markdown: bool = False) -> str:
         [
             *(row["workload"], row["peer"], row["dtype"], format(row["seconds"], ".3g")),
             format(row["tokens_per_second"], ".4g"),
-            f"{row['times']:.2f} ×" if row.get("times") and row["peer"] != _OURS else "",
+            f"{row['times']:.2f} ×" if row.get("times") and row["peer"] != OURS else "",
             format(row["peak_host_bytes"] / 1e9, ".3g"),
             ", ".join(f"{name} {seconds:.3g}" for name, seconds in row["parts"].items()),
         ]
