@@ -135,7 +135,8 @@ def test_a_loop_samples_what_the_sampler_alone_does():
     assert found["tokens"] > 2 * 64
     stage, sampler = (np.array(found["parts"][name]) for name in ("stage", "sampler"))
     assert found["of_alone"] == pytest.approx(np.median(sampler / stage))
-    chained = cli.load_config(f"{ROOT}/tests/tiny.py", one | {"generate.chain": "answer"})
+    asked = one | {"generate.chain": "answer", "model.alphabet": "ascii"}
+    chained = cli.load_config(f"{ROOT}/tests/tiny.py", asked)
     with pytest.raises(UserError, match="chain"):
         inside.sampling_in_loop(chained, repeats=1)
 
@@ -228,8 +229,7 @@ PEERS = "experiments.bench.peers"
 
 @pytest.mark.parametrize("name", ["w1", "w2", "w3", "score", "sft", "sft_lora", "dpo", "grpo"])
 def test_transformers_does_the_same_amount(name, make_params):
-    pytest.importorskip("torch", reason="transformers is measured with torch")
-    pytest.importorskip("trl", reason="and its losses with trl (requirements-dev.txt)")
+    pytest.importorskip("peft", reason="transformers is measured with torch and PEFT")
     from experiments.bench import torch_peer
 
     shape = ModelConfig(
@@ -247,8 +247,7 @@ def test_transformers_does_the_same_amount(name, make_params):
 
 
 def test_a_model_that_transformers_does_not_have_is_named():
-    pytest.importorskip("torch", reason="transformers is measured with torch")
-    pytest.importorskip("trl", reason="and its losses with trl (requirements-dev.txt)")
+    pytest.importorskip("peft", reason="transformers is measured with torch and PEFT")
     from experiments.bench import torch_peer
 
     with pytest.raises(UserError, match="no model family of transformers"):
@@ -278,7 +277,7 @@ def test_a_peer_that_is_not_installed_is_named():
 
 @pytest.mark.slow
 def test_peers_are_told_beside_karploop(tmp_path):
-    pytest.importorskip("trl", reason="transformers is measured with torch and trl")
+    pytest.importorskip("peft", reason="transformers is measured with torch and PEFT")
     result = bench(
         tmp_path, "--workloads=grpo", "--repeats=1", "--vocabulary=50", "--machine=A small one",
         f"--output={tmp_path}/results", "--config.model.activation=swiglu",
@@ -290,7 +289,7 @@ def test_peers_are_told_beside_karploop(tmp_path):
     assert other["times"] == pytest.approx(
         ours["tokens_per_second"] / other["tokens_per_second"], rel=1e-3
     )
-    assert {"torch", "trl"} <= other["versions"].keys()
+    assert {"torch", "peft"} <= other["versions"].keys()
     kept = tmp_path / "results" / "a-small-one"
     assert len((kept / "peers.jsonl").read_text().splitlines()) == 2
     assert "| grpo | transformers |" in (kept / "peers.md").read_text()
