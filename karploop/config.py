@@ -203,6 +203,10 @@ class TrainConfig:
     # Parts that a step's rows are taken in, one after the other, for less memory: the update is
     # that of all rows at once.
     accumulation: int = option(1, low=1)
+    # A row holds the prompt of a pair once, or of as many samples of a prompt as fit behind it
+    # (policy_gradient): the same gradients of fewer tokens. More texts go into a step, `tokens`
+    # counts what is shared once, and an epoch sees every text once as before.
+    share_prompts: bool = False
     # union: every row of the accumulated data is drawn equally often; by_difficulty: difficulties
     # are drawn in proportion to their value, whatever the number of their rows.
     mixing: str = option("union", choices=("union", "by_difficulty"))

@@ -59,6 +59,7 @@ def _check_consistency(config: Config) -> None:
                 f"'config.{stage}.tokens' is {train.tokens} and 'config.{stage}.epochs' "
                 f"{train.epochs:g}: a stage has one length, set one of them to 0"
             )
+        _check_shared(config, stage)
         # A published model's context is not known here.
         if train.row_length > config.model.max_length and not config.policy.path:
             raise UserError(
@@ -79,6 +80,23 @@ def _check_consistency(config: Config) -> None:
         )
     for stage in ("warmup", "train"):
         check_lora(getattr(config, stage).lora, config.model, f"config.{stage}.lora")
+
+
+# Objectives that compare texts of one prompt.
+_SHARING = ("dpo", "ipo", "simpo", "orpo", "policy_gradient", "reward")
+
+
+def _check_shared(config: Config, stage: str) -> None:
+    """Raises UserError: no text of the stage shares a prompt with another of its unit."""
+    if not getattr(config, stage).share_prompts:
+        return
+    objective = "sft" if stage == "warmup" else config.objective.name
+    if objective not in _SHARING:
+        raise UserError(
+            f"'config.{stage}.share_prompts' reads a prompt once for all that is compared of it, "
+            f"and the objective of this stage, {objective}, compares nothing of one prompt: leave "
+            f"it at False; it is for {', '.join(_SHARING)}"
+        )
 
 
 def _check_curriculum(config: Config) -> None:

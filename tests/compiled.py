@@ -48,10 +48,9 @@ def look_into_sampling(
 
     Returns:
       Of each device: bytes of `temporaries` besides the cache and of `parameters` while decoding;
-      elements of the
-      largest all-gather `outside` of and `inside` the loops, and of the `smallest` matrix;
-      `turned`: how often keys or values of all layers of a kind are copied or transposed; `dots`:
-      matrix products inside the loops.
+      elements of the largest all-gather `outside` of and `inside` the loops, and of the `smallest`
+      matrix; `turned`: how often keys or values are copied or transposed, of prompts in the loops;
+      `dots`: matrix products inside the loops.
     """
     import jax
     import numpy as np
@@ -97,12 +96,14 @@ def look_into_sampling(
         )
         if x.ndim > 1
     ]  # fmt: skip
-    # Half of the layers keep a window, the others all columns but the last token's.
-    rows, heads = (slots or prompts) // parts * samples, config.kv_heads // mesh.shape["tensor"]
-    rings = [
-        f"{config.layers // 2},{rows},{heads},{columns},128" for columns in (32, 2 * length - 1)
-    ]
-    assert all(f"[{ring}]" in inside for ring in rings)
+    # Half of the layers keep a window, the others all columns: of prompts each layer by itself, and
+    # of new tokens all but the last.
+    decoded, heads = (slots or prompts) // parts, config.kv_heads // mesh.shape["tensor"]
+    half = config.layers // 2
+    rings = [f"{half},{decoded * samples},{heads},{columns},128" for columns in (32, length - 1)]
+    read = [f"1,{decoded},{heads},{columns},128" for columns in (32, length)]
+    assert all(f"[{kept}]" in inside for kept in rings)
+    held = 2 * (sum(map(_size, rings)) + half * sum(map(_size, read)))
     itemsize = np.dtype(config.dtype).itemsize
     # Where fsdp splits parameters, what is gathered for decoding is a temporary, and meant to be.
     split = axes.get("fsdp", 1) > 1
@@ -113,7 +114,7 @@ def look_into_sampling(
 
     return {
         "temporaries": compiled.memory_analysis().temp_size_in_bytes
-        - 2 * itemsize * sum(map(_size, rings))
+        - itemsize * held
         - split * itemsize * sum(shards),
         "parameters": 4 * sum(shards),
         "smallest": min(shards),
@@ -123,7 +124,9 @@ def look_into_sampling(
             bool({*shapes} & {*rings})
             and "broadcast" not in operands  # zeros, of which two are to be made
             for shapes, operands in results(hlo, "copy", "transpose")
-        ),
+        )
+        # What was read is taken from the prefill's cache, once.
+        + sum(bool({*shapes} & {*read}) for shapes, _ in results(inside, "copy", "transpose")),
         "dots": len(re.findall(r" (?:dot|convolution)\(", inside)),
     }
 

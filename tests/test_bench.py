@@ -12,7 +12,7 @@ import pytest
 
 from karploop import cli
 from karploop.benchmark import costs, inside, names, report, run, workloads
-from karploop.benchmark.costs import Cost, Rates, Shape, forward, sampling, scoring, training
+from karploop.benchmark.costs import Cost, Rates, Shape, Texts, forward, sampling, scoring, training
 from karploop.benchmark.subject import make_subject
 from karploop.config import Config, LoraConfig, MeshConfig, ModelConfig, RoleConfig
 from karploop.errors import UserError
@@ -135,8 +135,8 @@ def test_a_loop_samples_what_the_sampler_alone_does():
     assert found["tokens"] > 2 * 64
     stage, sampler = (np.array(found["parts"][name]) for name in ("stage", "sampler"))
     assert found["of_alone"] == pytest.approx(np.median(sampler / stage))
-    asked = one | {"generate.chain": "answer", "model.alphabet": "ascii"}
-    chained = cli.load_config(f"{ROOT}/tests/tiny.py", asked)
+    chain = {"generate.chain": "answer", "model.alphabet": "ascii"}
+    chained = cli.load_config(f"{ROOT}/tests/tiny.py", one | chain)
     with pytest.raises(UserError, match="chain"):
         inside.sampling_in_loop(chained, repeats=1)
 
@@ -194,12 +194,21 @@ def test_scoring_by_hand():
 def test_training_by_hand():
     shape = Shape(SMALL, 7)
     products, attention = 2 * (6 * 2 * LAYER + 5 * HEAD), 2 * 11 * 32
-    (full,) = training(shape, 2, 3, 5)
+    (full,) = training(shape, Texts(2, 3), 5)
     assert full == Cost(3 * (products + attention), 40 * (2 * LAYER + HEAD))
     factors = 2 * 4 * ((3 + 8) + (5 + 3))  # layers × rank × (inputs + outputs)
-    (lora,) = training(shape, 2, 3, 5, LoraConfig(rank=4, targets="query,down"))
+    (lora,) = training(shape, Texts(2, 3), 5, LoraConfig(rank=4, targets="query,down"))
     assert lora.flops == 2 * products + 3 * attention + 6 * 6 * factors
     assert lora.bytes == 4 * (2 * (2 * LAYER + HEAD) + 10 * factors)
+
+
+def test_a_prompt_counts_once_for_all_that_is_behind_it():
+    texts, shape = Texts(2, 3, branches=2, length=4), Shape(SMALL, 7)
+    assert (texts.tokens, texts.predicted) == (2 * (3 + 8), 2 * (1 + 8))
+    assert texts.pairs(shape) == 2 * (shape.pairs(3) + 2 * (shape.pairs(7) - shape.pairs(3)))
+    alone = Texts(4, 7)
+    assert alone.tokens - texts.tokens == 2 * 3
+    assert alone.pairs(shape) - texts.pairs(shape) == 2 * shape.pairs(3)
 
 
 def test_the_limit_is_the_longer_of_arithmetic_and_memory():

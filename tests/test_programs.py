@@ -1,6 +1,7 @@
 """The compiled sampling program: parameters change their layout once, the cache never does."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def check(seen: dict) -> None:
 )
 def test_sampling_on_cpu(axes, slots):
     count = axes.get("fsdp", 1) * axes.get("tensor", 1)
-    seen = look_into_sampling(jax.devices()[:count], 16, slots, length=128, **axes)
+    seen = look_into_sampling(jax.devices()[:count], 16, slots, length=96, **axes)
     check(seen)
     assert (seen["outside"] >= seen["smallest"]) == (count > 1), "fsdp is gathered before the loop"
 
@@ -37,6 +38,8 @@ def test_sampling_on_a_tpu_that_is_not_here(slots):
     if not topology.has_libtpu():
         pytest.skip('compiling for a TPU takes libtpu: pip install "jax[tpu]"')
     command = [sys.executable, "tests/compiled.py", "v5e:2x2", slots]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": path}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     check(json.loads(result.stdout))

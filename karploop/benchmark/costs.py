@@ -121,7 +121,14 @@ def sampling(
         pairs = sum(shape.pairs(1, context) for context in contexts) / steps
         rows = len(contexts) / steps
         one = forward(shape, rows, pairs, rows)
-        costs += [Cost(one.flops, one.bytes + shape.cached(pairs))] * steps
+        # What the samples of a prompt see in common is read once for all of them.
+        shared = sum(
+            min(shape.pairs(1, length - 1), shape.pairs(1, length + step))
+            for length, count in zip(prompts, new, strict=True)
+            for step in range(count - 1)
+        )
+        read = pairs - shared * (samples - 1) / steps
+        costs += [Cost(one.flops, one.bytes + shape.cached(max(read, 0.0)))] * steps
     return costs
 
 
@@ -133,17 +140,44 @@ def scoring(shape: Shape, rows: int, length: int, prefix: int = 0) -> list[Cost]
     return [*first, forward(shape, rows * length, pairs, scored)]
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What a pass reads: `count` prompts, each once, and behind it `branches` texts.
+
+    A text by itself is a prompt without branches. A prompt's last token predicts the first one of
+    all its branches, and so is asked once.
+    """
+
+    count: int
+    prompt: int  # tokens
+    branches: int = 0
+    length: int = 0  # tokens of a branch that are read: all but the last
+
+    @property
+    def tokens(self) -> int:
+        return self.count * (self.prompt + self.branches * self.length)
+
+    @property
+    def predicted(self) -> int:
+        """Positions that the head is asked at, where only branches are learnt."""
+        return self.count * (1 + self.branches * self.length)
+
+    def pairs(self, shape: Shape) -> int:
+        behind = self.branches * shape.pairs(self.length, self.prompt)
+        return self.count * (shape.pairs(self.prompt) + behind)
+
+
 def training(
-    shape: Shape, rows: int, length: int, predicted: int, lora: LoraConfig | None = None
+    shape: Shape, texts: Texts, predicted: int, lora: LoraConfig | None = None
 ) -> list[Cost]:
-    """One step of AdamW on `rows` texts of `length` tokens, the head at `predicted` of them.
+    """One step of AdamW on these texts, the head at `predicted` of their tokens.
 
     A backward pass takes twice a forward pass. With an adapter the frozen matrices get no gradient,
     which saves one product of three; the factors' own are small and counted. Of each trained
     parameter the number is read three times (forward, backward, update) and written once, its
     gradient written and read, its two moments read and written.
     """
-    tokens, attention = rows * length, shape.attention(rows * shape.pairs(length))
+    tokens, attention = texts.tokens, shape.attention(texts.pairs(shape))
     products = 2.0 * (tokens * shape.in_layers + predicted * shape.head)
     if lora is None or not lora.rank:
         held = shape.in_layers + shape.head * (1 if shape.config.tied else 2)

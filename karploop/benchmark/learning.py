@@ -4,28 +4,29 @@ Rows are full, and every objective goes the way of a stage: records to units, pa
 step, its metrics on the host. In `sft` and `sft_lora` every token is learnt; a pair of `dpo` is 64
 tokens of prompt and 65 of either completion, and the reference reads it in the same call, which a
 stage does once for many passes. An update of `grpo` is sampling, advantages of drawn rewards, and a
-step on all samples, without a reference, as is the default. Learning rates are those of the config.
+step on all samples, without a reference, as is the default. What answers one prompt is a row, which
+holds the prompt once (`train.share_prompts`). Learning rates are those of the config.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from karploop.benchmark.costs import as_lora, sampling, scoring, training
+from karploop.benchmark.costs import Texts, as_lora, forward, sampling, training
 from karploop.benchmark.subject import AsGiven, Subject
 from karploop.benchmark.workloads import Asked, Drawing, Work
 from karploop.config import LoraConfig, ObjectiveConfig, TrainConfig
 from karploop.mesh import to_host
-from karploop.records import Contrasts, Episodes, Examples
+from karploop.records import Contrasts, Episodes, Examples, Record
 from karploop.training.advantages import grpo
-from karploop.training.lessons import units, with_reference
+from karploop.training.lessons import lesson_of, with_reference
 from karploop.training.objectives import make_objective
 from karploop.training.packing import Unit, pack
 from karploop.training.reference import logprobs_of
@@ -47,17 +48,19 @@ class _Learner:
         trained, self.frozen = self.trainer.parts.divide(params, jax.random.key(0))
         self.state = self.trainer.start(trained)
 
-    def step(self, lesson: list[Unit]) -> None:
+    def step(self, lesson: Sequence[Unit]) -> None:
         """One update on all of these, which fit into one batch."""
-        shape = self.config.rows, self.config.row_length, self.config.accumulation
+        c = self.config
+        shape = c.rows, c.row_length, c.accumulation, c.share_prompts
         ((batch, taken),) = pack(lesson, iter(range(len(lesson))), *shape)
         assert len(taken) == len(lesson)
         rate = self.config.optimizer.learning_rate
         self.state, metrics = self.trainer.step(self.state, batch, rate, self.frozen)
         to_host(metrics)
 
-    def units(self, rows) -> list[Unit]:
-        return units(rows, AsGiven(), self.objective, self.config.row_length)
+    def units(self, rows: Record) -> Sequence[Unit]:
+        given = AsGiven(), self.objective, self.config
+        return lesson_of(rows, np.ones(len(rows)), *given).units
 
 
 def imitate(name: str, subject: Subject) -> Work:
@@ -74,14 +77,15 @@ def imitate(name: str, subject: Subject) -> Work:
         learner.step(learner.units(rows))
         return {}
 
-    costs = training(subject.shape, _ROWS, _LENGTH, _ROWS * _LENGTH, config.lora)
+    costs = training(subject.shape, Texts(_ROWS, _LENGTH), _ROWS * _LENGTH, config.lora)
     return Work(run, _ROWS * _LENGTH, costs)
 
 
 def prefer(name: str, subject: Subject) -> Work:
     """`dpo`: parts are the reference's pass and the step."""
-    subject.check_length(name, _LENGTH)
-    config, half = _stage(subject, 2 * _PAIRS, _LENGTH), _LENGTH // 2
+    half, row_length = _LENGTH // 2, _shared(_LENGTH // 2, 2, _LENGTH // 2 + 1)
+    subject.check_length(name, row_length)
+    config = _stage(subject, _PAIRS, row_length, share_prompts=True)
     learner = _Learner(subject, config, ObjectiveConfig(name="dpo"))
     reference = subject.load()  # its own copy: the trained one is donated
     prompts = subject.tokens(5, *[half] * _PAIRS)
@@ -104,17 +108,18 @@ def prefer(name: str, subject: Subject) -> Work:
         _, second = _clocked(lambda: learner.step(lesson))
         return {"reference": first, "step": second}
 
-    texts, predicted = 2 * _PAIRS, 2 * _PAIRS * (half + 1)
-    costs = scoring(subject.shape, texts, _LENGTH)
-    costs += training(subject.shape, texts, _LENGTH, predicted, config.lora)
-    return Work(run, texts * _LENGTH, costs)
+    texts, shape = Texts(_PAIRS, half, 2, half), subject.shape
+    costs = [forward(shape, texts.tokens, texts.pairs(shape), texts.predicted)]
+    costs += training(shape, texts, texts.predicted, config.lora)
+    return Work(run, 2 * _PAIRS * _LENGTH, costs)
 
 
 def reinforce(name: str, subject: Subject) -> Work:
     """`grpo`: parts are sampling and the step."""
     prompts, samples, length, new = 4, 4, 64, 32
-    subject.check_length(name, length + new)
-    config = _stage(subject, prompts * samples, length + new)
+    row_length = _shared(length, samples, new)
+    subject.check_length(name, row_length)
+    config = _stage(subject, prompts, row_length, share_prompts=True)
     objective = ObjectiveConfig(name="policy_gradient", advantage="grpo")
     learner = _Learner(subject, config, objective)
     wanted = Asked([length] * prompts, [new] * prompts, samples, prompts, (length,))
@@ -141,15 +146,36 @@ def reinforce(name: str, subject: Subject) -> Work:
 
     rows, shape = prompts * samples, subject.shape
     costs = sampling(shape, wanted.lengths, wanted.new, rows, samples)
-    costs += training(shape, rows, length + new - 1, rows * new, config.lora)
+    texts = Texts(prompts, length, samples, new - 1)
+    costs += training(shape, texts, texts.predicted, config.lora)
     return Work(run, rows * new, costs)
 
 
-def _stage(subject: Subject, rows: int, row_length: int, adapted: bool = False) -> TrainConfig:
+def _shared(prompt: int, completions: int, length: int) -> int:
+    """Tokens of a row that holds so many completions, stop token included, and their prompt once.
+
+    The prompt's last token is read with each completion, whose last one is not read.
+    """
+    return prompt - 1 + completions * length
+
+
+def _stage(
+    subject: Subject,
+    rows: int,
+    row_length: int,
+    adapted: bool = False,
+    share_prompts: bool = False,
+) -> TrainConfig:
     """The config's training stage in the workload's size."""
-    lora = as_lora(subject.config.train.lora, _RANK) if adapted else LoraConfig()
-    rows = subject.rows(rows)
-    return replace(subject.config.train, rows=rows, row_length=row_length, lora=lora)
+    given = subject.config.train
+    lora = as_lora(given.lora, _RANK) if adapted else LoraConfig()
+    return replace(
+        given,
+        rows=subject.rows(rows),
+        row_length=row_length,
+        lora=lora,
+        share_prompts=share_prompts,
+    )
 
 
 def _origin(count: int, *sources: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ FIELDS = {  # of a row; a loop's and a start's have fewer
     "all_seconds": "of each repeat",
     "cpu_seconds": "median, of all cores together",
     "compile_seconds": "what the first call took longer than the median",
-    "tokens": "new ones of sampling (w1-w4, grpo, in_loop), else those that are read",
+    "tokens": "new ones of sampling (w1-w4, grpo, in_loop), else of texts, each with its prompt",
     "tokens_per_second": "of the median",
     "flops": "that the mathematics needs (karploop/benchmark/costs.py)",
     "bytes": "of parameters, caches and optimiser that have to be moved",

@@ -33,7 +33,8 @@ class Work:
 
     Attributes:
       run: does it once; returns seconds of its parts, if it has any.
-      tokens: that its speed is told in: new ones of sampling, else those that are read.
+      tokens: that its speed is told in: new ones of sampling, else those of the texts that are
+        read, of each with its prompt.
       costs: of each program, or step of its loop, one after the other.
     """
 

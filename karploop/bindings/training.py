@@ -247,6 +247,7 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
     off = {
         "lora": not config.lora.rank,
         "accumulation": config.accumulation == 1,
+        "share_prompts": not config.share_prompts,
         "steps": config.tokens or config.epochs,
         "tokens": not config.tokens,
         "epochs": not config.epochs,

@@ -150,6 +150,8 @@ def _notes(config: Config) -> tuple[str, ...]:
         notes.append("completions come from a chain, which is not compiled and not counted")
     if config.judge.name not in ("", "verifier", "vote"):
         notes.append("judging by a model is not counted")
+    if config.train.share_prompts and config.train.epochs:
+        notes.append("a pass over the data is counted with a prompt for each text, none shared")
     if config.phases:
         notes.append("the settings of the first phase are taken for all rounds")
     return tuple(notes)

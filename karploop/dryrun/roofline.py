@@ -86,7 +86,10 @@ def sampling_work(laid: Laid, prompts: int, samples: int) -> Work:
     g = laid.config.generate
     if g.weights == "int8":
         weights /= 2 if c.dtype == "bfloat16" else 4
-    cache = flops.cache_bytes(c, decoded, length + new, batch_parts(mesh), tensor, g.cache)
+    # A prompt's keys and values are read once for all of its samples.
+    laid_out = batch_parts(mesh), tensor, g.cache
+    cache = flops.cache_bytes(c, slots, length, *laid_out)
+    cache += flops.cache_bytes(c, decoded, new, *laid_out)
     steps = max(new - 1, 0) * math.ceil(prompts / slots)
     traffic = weights + _activations(laid, prompts * length) + steps * (weights + cache)
     count = flops.rollout(c, vocabulary, prompts, samples, length, new)

@@ -1,20 +1,26 @@
 """Keys and values of tokens that were read before, in the two forms that attention extends.
 
 `Cache` is for reading texts: column c of all rows is written by the call whose `offset` says so.
-`Ring` is for decoding: time goes on for all rows alike, one column a step, and what happened at
-time t lies in column t mod W. A row may begin anew at any time, its prompt just behind now, and all
-rows still write one and the same column. Layers with a sliding window keep the window alone.
+`Memory` is for decoding, and holds once what several rows see: a prefix for all of them, and a
+prompt for its samples (as in Hydragen, arXiv 2402.05099). What a row wrote itself lies in a ring in
+time: time goes on for all rows alike, one column a step, and what happened at time t lies in column
+t mod C. So a row may begin anew at any time, and all rows still write one and the same column.
+Layers with a sliding window keep the window alone.
 
 Columns lie next to one another, behind the heads: so do the products of attention read them, and a
 program that read them in another order would have to turn the cache around at its loop's entry.
+Unrolled layers have prefix and prompts by themselves: to take a layer out of a stack is a copy on a
+CPU. Rings are stacked all the same, for of a layer's own one XLA makes three copies a step.
 
-Shape suffixes as in `decoder.py`; R rows, W columns of a ring.
+Shape suffixes as in `decoder.py`; R rows (of one prefix, of prompts, or of what is decoded),
+C columns, N layers of a stack.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,7 +41,7 @@ class Cache(NamedTuple):
     by_kind = False  # full and sliding layers are read alike
 
     def extended(self, layer, sliding: Flag, k_BxLxKxD, v_BxLxKxD, offset):
-        """With a call's keys and values at columns offset …; and all of the layer's."""
+        """With a call's keys and values at columns offset …; and the layer's, in one part."""
         start = (layer, 0, 0, offset, 0)
         k, v = (
             jax.lax.dynamic_update_slice(into, jnp.swapaxes(x_BxLxKxD, 1, 2)[None], start)
@@ -44,7 +50,7 @@ class Cache(NamedTuple):
         k_BxKxSxD, v_BxKxSxD = (
             jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (k, v)
         )
-        return self._replace(k_NxBxKxSxD=k, v_NxBxKxSxD=v), k_BxKxSxD, v_BxKxSxD
+        return self._replace(k_NxBxKxSxD=k, v_NxBxKxSxD=v), ((k_BxKxSxD, v_BxKxSxD),)
 
 
 def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
@@ -58,37 +64,37 @@ def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
 
 
 class Columns(NamedTuple):
-    """Columns of some layers, as they are stored.
+    """Columns of a stack of layers, as they are stored.
 
     Attributes:
-      scales_NxRxKxW: what int8 values are to be multiplied with, of keys and of values; else None.
+      scales_NxRxKxC: what int8 values are to be multiplied with, of keys and of values; else None.
     """
 
-    k_NxRxKxWxD: jax.Array
-    v_NxRxKxWxD: jax.Array
-    scales_NxRxKxW: tuple[jax.Array, jax.Array] | None
+    k_NxRxKxCxD: jax.Array
+    v_NxRxKxCxD: jax.Array
+    scales_NxRxKxC: tuple[jax.Array, jax.Array] | None
 
     @property
     def width(self) -> int:
-        return self.k_NxRxKxWxD.shape[3]
+        return self.k_NxRxKxCxD.shape[3]
 
-    def with_step(self, layer, k_Rx1xKxD, v_Rx1xKxD, now) -> Columns:
+    def with_step(self, index, k_Rx1xKxD, v_Rx1xKxD, now) -> Columns:
         def put(into, x_RxKx1):
-            start = (layer, 0, 0, now % self.width) + (0,) * (into.ndim - 4)
+            start = (index, 0, 0, now % self.width) + (0,) * (into.ndim - 4)
             return jax.lax.dynamic_update_slice(into, x_RxKx1[None], start)
 
         k_RxKx1xD, v_RxKx1xD = jnp.swapaxes(k_Rx1xKxD, 1, 2), jnp.swapaxes(v_Rx1xKxD, 1, 2)
-        return jax.tree.map(put, self, stored(k_RxKx1xD, v_RxKx1xD, self.k_NxRxKxWxD.dtype))
+        return jax.tree.map(put, self, stored(k_RxKx1xD, v_RxKx1xD, self.k_NxRxKxCxD.dtype))
 
-    def read(self, layer, dtype) -> tuple[jax.Array, jax.Array]:
+    def read(self, index, dtype) -> tuple[jax.Array, jax.Array]:
         """Keys and values of one layer."""
-        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), self)
-        k, v = one.k_NxRxKxWxD.astype(dtype), one.v_NxRxKxWxD.astype(dtype)
-        if one.scales_NxRxKxW is None:
+        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), self)
+        k, v = one.k_NxRxKxCxD.astype(dtype), one.v_NxRxKxCxD.astype(dtype)
+        if one.scales_NxRxKxC is None:
             return k, v
         return tuple(
             x * scale[..., None].astype(dtype)
-            for x, scale in zip((k, v), one.scales_NxRxKxW, strict=True)
+            for x, scale in zip((k, v), one.scales_NxRxKxC, strict=True)
         )
 
 
@@ -109,114 +115,173 @@ def stored(k: jax.Array, v: jax.Array, dtype) -> Columns:
     return Columns(k, v, (of_k, of_v))
 
 
+class Read(NamedTuple):
+    """What was read before decoding began."""
+
+    prefix: Columns | None  # of one row, which all see
+    prompts: Columns  # padded on the left
+
+
+class Place(NamedTuple):
+    """Where a layer's columns are; of `stack` and `ring`, index in that one."""
+
+    stack: int
+    in_stack: int
+    ring: int
+    in_ring: int
+
+
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["full", "near"], meta_fields=["places"]
+    jax.tree_util.register_dataclass,
+    data_fields=["stacks", "rings"],
+    meta_fields=["places", "windows"],
 )
 @dataclasses.dataclass(frozen=True)
-class Ring:
-    """Columns of the layers with full attention and of those with a sliding window.
+class Memory:
+    """What rows see while they are decoded; as many rows of each prompt, one after the other.
 
     Attributes:
-      near: None where the two need no telling apart, as every column is within the window or all
-        layers are alike: then `full` holds all layers.
-      places: of each layer among those of its kind.
+      stacks: of each unrolled layer; under scan of each kind.
+      rings: of each kind, full attention or sliding window, what rows wrote themselves.
+      places: of each layer.
+      windows: of each kind, most columns that are seen; 0: all.
     """
 
-    full: Columns
-    near: Columns | None
-    places: tuple[int, ...]
+    stacks: tuple[Read, ...]
+    rings: tuple[Columns, ...]
+    places: tuple[Place, ...]
+    windows: tuple[int, ...]
 
     @property
     def by_kind(self) -> bool:
-        return self.near is not None
+        """Whether full and sliding layers keep something else."""
+        return len(self.rings) == 2
 
-    def extended(self, layer, sliding: bool, k_Rx1xKxD, v_Rx1xKxD, now):
-        """With the keys and values of time `now`; and all of the layer's."""
-        kind = "near" if self.by_kind and sliding else "full"
-        fixed = isinstance(layer, int)  # else under scan
-        place = self.places[layer] if fixed else jnp.array(self.places, jnp.int32)[layer]
-        columns = getattr(self, kind).with_step(place, k_Rx1xKxD, v_Rx1xKxD, now)
-        return dataclasses.replace(self, **{kind: columns}), *columns.read(place, k_Rx1xKxD.dtype)
+    def extended(self, layer, sliding: Flag, k_Rx1xKxD, v_Rx1xKxD, now):
+        """With the keys and values of time `now`; and the layer's, part by part."""
+        if isinstance(layer, int):
+            stack, in_stack, ring, in_ring = self.places[layer]
+        else:  # under scan
+            stack = ring = int(self.by_kind and sliding)
+            in_stack = in_ring = jnp.array([at.in_ring for at in self.places], jnp.int32)[layer]
+        own = self.rings[ring].with_step(in_ring, k_Rx1xKxD, v_Rx1xKxD, now)
+        rings = (*self.rings[:ring], own, *self.rings[ring + 1 :])
+        read = [(part, in_stack) for part in self.stacks[stack] if part is not None]
+        parts = (part.read(index, k_Rx1xKxD.dtype) for part, index in [*read, (own, in_ring)])
+        return dataclasses.replace(self, rings=rings), tuple(parts)
 
-    def masks(self, now, seen_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """masks_Rx1xW of full and of sliding layers.
+    def masks(self, now, lengths_R: jax.Array, steps_R: jax.Array):
+        """masks_Rx1xC of the parts of full layers, and of those of sliding ones.
 
         Args:
-          seen_R: tokens of each row so far, the one of time `now` among them.
+          lengths_R: tokens of each row's prompt, without the prefix.
+          steps_R: tokens of its own so far, the one of time `now` among them.
         """
 
-        def mask(columns):
-            return (_ages(columns.width, now)[None] < seen_R[:, None])[:, None]
+        def mask(kind: int):
+            stack = next(self.stacks[at.stack] for at in self.places if at.ring == kind)
+            window = self.windows[kind]
 
-        full = mask(self.full)
-        return full, mask(self.near) if self.by_kind else full
+            def behind(width):  # how many tokens of its part stand behind a column
+                return jnp.arange(width - 1, -1, -1, dtype=jnp.int32)[None]
+
+            def near(ago_RxC):
+                return ago_RxC < window if window else jnp.ones(ago_RxC.shape, bool)
+
+            lengths_Rx1, steps_Rx1 = lengths_R[:, None], steps_R[:, None]
+            prompts_1xC = behind(stack.prompts.width)
+            found = [
+                (prompts_1xC < lengths_Rx1) & near(prompts_1xC + steps_Rx1),
+                _ages(self.rings[kind].width, now)[None] < steps_Rx1,
+            ]
+            if stack.prefix is not None:
+                prefix_1xC = behind(stack.prefix.width)
+                found.insert(0, near(prefix_1xC + lengths_Rx1 + steps_Rx1))
+            return tuple(each[:, None] for each in found)
+
+        return mask(0), mask(len(self.rings) - 1)
+
+    def with_prompts(self, prompts: Sequence[Columns]) -> Memory:
+        pairs = zip(self.stacks, prompts, strict=True)
+        stacks = tuple(stack._replace(prompts=new) for stack, new in pairs)
+        return dataclasses.replace(self, stacks=stacks)
+
+    def columns(self, cache: Cache, before: int) -> list[Columns]:
+        """Of each stack, its columns of prompts that were read into a cache of all layers.
+
+        Args:
+          cache: `before` columns of the prefix, then prompts, padded on the left.
+        """
+        prompts = cache._replace(
+            k_NxBxKxSxD=cache.k_NxBxKxSxD[:, :, :, before:],
+            v_NxBxKxSxD=cache.v_NxBxKxSxD[:, :, :, before:],
+        )
+        dtype = self.rings[0].k_NxRxKxCxD.dtype
+        return [
+            _kept(prompts, self._layers(n), stack.prompts.width, dtype)
+            for n, stack in enumerate(self.stacks)
+        ]
+
+    def _layers(self, stack: int) -> list[int]:
+        return [layer for layer, at in enumerate(self.places) if at.stack == stack]
 
 
 def _ages(width: int, now) -> jax.Array:
-    """How long ago each column was written, ages_W."""
+    """How long ago each column of a ring was written, ages_C."""
     return (now - jnp.arange(width, dtype=jnp.int32)) % width
 
 
-def init_ring(config: ModelConfig, rows: int, width: int, dtype: str) -> Ring:
-    """An empty ring for rows of at most `width` tokens."""
-    near_width = config.window if 0 < config.window < width else width
-    apart = near_width < width and len(set(config.sliding_layers)) == 2
-    counts, places = [0, 0], []
-    for sliding in config.sliding_layers:
-        places.append(counts[apart and sliding])
-        counts[apart and sliding] += 1
+def _kept(cache: Cache, layers: list[int], width: int, dtype) -> Columns:
+    """The last columns of some layers, with empty ones before where there are fewer."""
 
-    def columns(layers, width):
-        shape = (layers, rows, config.key_value_heads, width, config.head_width)
+    def taken(x_NxBxKxSxD):
+        if len(layers) < len(x_NxBxKxSxD):
+            x_NxBxKxSxD = jnp.stack([x_NxBxKxSxD[layer] for layer in layers])
+        x_NxBxKxSxD = x_NxBxKxSxD[:, :, :, -width:]
+        missing = width - x_NxBxKxSxD.shape[3]
+        return jnp.pad(x_NxBxKxSxD, [(0, 0)] * 3 + [(missing, 0), (0, 0)])
+
+    return stored(taken(cache.k_NxBxKxSxD), taken(cache.v_NxBxKxSxD), dtype)
+
+
+def init_memory(
+    config: ModelConfig,
+    prefix: Cache | None,
+    prompts: int,
+    length: int,
+    samples: int,
+    new: int,
+    dtype: str,
+) -> Memory:
+    """Room for `prompts` prompts of at most `length` tokens, and `new` tokens of each sample."""
+    before = 0 if prefix is None else prefix.positions_BxS.shape[1]
+    bound = config.window if 0 < config.window < before + length + new else 0
+    of_layers = [bound if sliding else 0 for sliding in config.sliding_layers]
+    windows = tuple(sorted(set(of_layers)))  # full attention first
+    kinds = [[n for n, window in enumerate(of_layers) if window == kind] for kind in windows]
+    groups = kinds if config.scan else [[n] for n in range(config.layers)]
+
+    def seen(columns, layers):
+        window = of_layers[layers[0]]
+        return min(columns, window) if window else columns
+
+    def empty(layers, rows, columns):
+        width = seen(columns, layers)
+        shape = (len(layers), rows, config.key_value_heads, width, config.head_width)
         x = jnp.zeros(shape, dtype)
         scale = jnp.zeros(shape[:-1], jnp.float32)
         return Columns(x, x, (scale, scale) if x.dtype == jnp.int8 else None)
 
-    near = columns(counts[1], near_width) if apart else None
-    full_width = near_width if all(config.sliding_layers) else width
-    return Ring(columns(counts[0], full_width), near, tuple(places))
+    def read(layers):
+        kept = prefix and _kept(prefix, layers, seen(before, layers), jnp.dtype(dtype))
+        return Read(kept, empty(layers, prompts, length))
 
+    def where(layer, lists):
+        return next((n, of.index(layer)) for n, of in enumerate(lists) if layer in of)
 
-def behind_now(
-    config: ModelConfig, ring: Ring, cache: Cache, now, prefix: int, lengths_B: jax.Array
-) -> tuple[Columns, Columns | None]:
-    """What a ring holds of texts that were read into `cache`, and that end just before `now`.
-
-    Args:
-      cache: `prefix` columns, then prompts, padded on the left.
-      lengths_B: of the prompts.
-
-    Returns:
-      The columns of B rows, as in `ring.full` and `ring.near`.
-    """
-    kinds = [False] * config.layers if ring.near is None else config.sliding_layers
-    if prefix:
-        cache = _without_gap(cache, prefix, lengths_B)
-
-    def columns(into: Columns, sliding: bool) -> Columns:
-        layers = [n for n, kind in enumerate(kinds) if kind == sliding]
-
-        def turned(x_NxBxKxSxD):
-            if len(layers) < config.layers:
-                x_NxBxKxSxD = x_NxBxKxSxD[jnp.array(layers, jnp.int32)]
-            x_NxBxKxSxD = x_NxBxKxSxD[:, :, :, -into.width :]
-            missing = into.width - x_NxBxKxSxD.shape[3]
-            widths = [(0, 0)] * 3 + [(missing, 0), (0, 0)]
-            # All rows alike, and no gather: that would lay the columns out in another order.
-            return jnp.roll(jnp.pad(x_NxBxKxSxD, widths), now, axis=3)
-
-        return stored(*map(turned, cache[:2]), into.k_NxRxKxWxD.dtype)
-
-    return columns(ring.full, False), None if ring.near is None else columns(ring.near, True)
-
-
-def _without_gap(cache: Cache, prefix: int, lengths_B: jax.Array) -> Cache:
-    """With the prefix next to each row's prompt, and the padding before both."""
-    columns = cache.k_NxBxKxSxD.shape[3]
-    gap_Bx1 = columns - prefix - lengths_B[:, None]
-    place_1xS = jnp.arange(columns)[None]
-    of_prefix_BxS = jnp.maximum(place_1xS - gap_Bx1, 0)
-    source_BxS = jnp.where(place_1xS < gap_Bx1 + prefix, of_prefix_BxS, place_1xS)
-    take = jax.vmap(lambda x, source: jnp.take(x, source, axis=2), (1, 0), 1)
-    k, v = (take(x, source_BxS) for x in cache[:2])
-    return cache._replace(k_NxBxKxSxD=k, v_NxBxKxSxD=v)
+    return Memory(
+        tuple(map(read, groups)),
+        tuple(empty(layers, prompts * samples, new) for layers in kinds),
+        tuple(Place(*where(n, groups), *where(n, kinds)) for n in range(config.layers)),
+        windows,
+    )

@@ -23,8 +23,10 @@ width, E model width, F feed-forward width, V vocabulary.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,25 +34,33 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from karploop.config import ModelConfig
-from karploop.models.cache import Cache, Flag, Ring
+from karploop.models.cache import Cache, Flag, Memory
 from karploop.models.rope import Rotation, rotate, rotations
 
 
 class Context(NamedTuple):
     """What all layers share of one call; pairs are (full attention, sliding window)."""
 
-    masks_BxLxS: tuple[jax.Array, jax.Array]
+    masks_BxLxS: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # of each part that is seen
     rotations: tuple[Rotation, Rotation] | None  # none without positions
     offset: jax.Array | int  # column of the cache where this call's keys go
 
 
-def packed_mask(segments_BxL: jax.Array) -> jax.Array:
+def packed_mask(segments_BxL: jax.Array, branches_BxL: jax.Array | None = None) -> jax.Array:
     """Causal attention within each segment; segment 0 is padding and is seen by nobody.
 
-    Returns a boolean mask_BxLxL, true where the query (second axis) may look at the key (third).
+    Args:
+      branches_BxL: of segments that fork, 1 … within a segment and 0 before they do: a branch sees
+        itself and what was before all of them. None: no segment does.
+
+    Returns:
+      A boolean mask_BxLxL, true where the query (second axis) may look at the key (third).
     """
     length = segments_BxL.shape[1]
     same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
+    if branches_BxL is not None:
+        own_BxLxL = branches_BxL[:, :, None] == branches_BxL[:, None, :]
+        same_BxLxL &= own_BxLxL | (branches_BxL == 0)[:, None, :]
     causal_1xLxL = jnp.tril(jnp.ones((1, length, length), bool))
     self_1xLxL = jnp.eye(length, dtype=bool)[None]
     # A padding query may look at itself: a softmax over nothing would be NaN and poison gradients.
@@ -102,17 +112,16 @@ class Attention(nn.Module):
             q_BxLxHxD = _norm(c, "query_norm")(q_BxLxHxD)
             k_BxLxKxD = _norm(c, "key_norm")(k_BxLxKxD)
         if context.rotations:
-            rotation = jax.tree.map(functools.partial(_pick, sliding), *context.rotations)
+            rotation = _pick(sliding, *context.rotations)
             q_BxLxHxD, k_BxLxKxD = rotate(q_BxLxHxD, rotation), rotate(k_BxLxKxD, rotation)
 
         def look(sliding: Flag, cache):
-            mask_BxLxS = _pick(sliding, *context.masks_BxLxS)
             if cache is None:
-                k, v = jnp.swapaxes(k_BxLxKxD, 1, 2), jnp.swapaxes(v_BxLxKxD, 1, 2)
+                parts = ((jnp.swapaxes(k_BxLxKxD, 1, 2), jnp.swapaxes(v_BxLxKxD, 1, 2)),)
             else:
                 new = k_BxLxKxD, v_BxLxKxD
-                cache, k, v = cache.extended(layer, sliding, *new, context.offset)
-            return attend(q_BxLxHxD, k, v, mask_BxLxS, c), cache
+                cache, parts = cache.extended(layer, sliding, *new, context.offset)
+            return attend(q_BxLxHxD, parts, _pick(sliding, *context.masks_BxLxS), c), cache
 
         if cache is not None and cache.by_kind and not isinstance(sliding, bool):
             kinds = (functools.partial(look, kind) for kind in (True, False))
@@ -143,28 +152,59 @@ class Attention(nn.Module):
         return projected
 
 
-def attend(q_BxLxHxD, k_BxKxSxD, v_BxKxSxD, mask_BxLxS, config: ModelConfig) -> jax.Array:
+def attend(q_BxLxHxD, parts, masks_BxLxS, config: ModelConfig) -> jax.Array:
     """Attention of H query heads over K ≤ H key-value heads (query head h reads h // (H / K)).
 
     Scores and softmax are in float32. G counts the query heads that share a key-value head.
+
+    Args:
+      parts: keys and values, pairs (A, K, S, D), one part of the columns behind the other. Of each
+        part, A divides B, and what it holds is seen by B / A rows in turn.
+      masks_BxLxS: of each part.
     """
     batch, length, heads, width = q_BxLxHxD.shape
-    kv_heads = k_BxKxSxD.shape[1]
-    q_BxLxKxGxD = q_BxLxHxD.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    scores_BxKxGxLxS = jnp.einsum(
-        "blkgd,bksd->bkgls", q_BxLxKxGxD, k_BxKxSxD, preferred_element_type=jnp.float32
-    )
+    kv_heads = parts[0][0].shape[1]
+    grouped = (kv_heads, heads // kv_heads)
+    q_BxLxKxGxD = q_BxLxHxD.reshape(batch, length, *grouped, width)
+
+    def scores_of(k_AxKxSxD):  # n: rows of each
+        q_AxnxLxKxGxD = q_BxLxKxGxD.reshape(len(k_AxKxSxD), -1, length, *grouped, width)
+        scores_AxnxKxGxLxS = jnp.einsum(
+            "anlkgd,aksd->ankgls",
+            q_AxnxLxKxGxD,
+            k_AxKxSxD,
+            preferred_element_type=jnp.float32,
+        )
+        return scores_AxnxKxGxLxS.reshape(batch, *grouped, length, -1)
+
+    scores_BxKxGxLxS = _joined([scores_of(k) for k, _ in parts])
     scores_BxKxGxLxS *= config.attention_scale or width**-0.5
     if config.attention_softcap:
         scores_BxKxGxLxS = softcap(scores_BxKxGxLxS, config.attention_softcap)
     # The lowest number and not −inf: a row that sees nothing would be NaN.
     hidden = jnp.finfo(jnp.float32).min
+    mask_BxLxS = _joined(masks_BxLxS)
     shares_BxKxGxLxS = jax.nn.softmax(
         jnp.where(mask_BxLxS[:, None, None], scores_BxKxGxLxS, hidden)
-    ).astype(v_BxKxSxD.dtype)
-    # XLA's CPU backend writes a product in its own order of axes many times faster.
-    out_BxKxGxLxD = jnp.einsum("bkgls,bksd->bkgld", shares_BxKxGxLxS, v_BxKxSxD)
-    return jnp.moveaxis(out_BxKxGxLxD, 3, 1).reshape(q_BxLxHxD.shape)
+    ).astype(q_BxLxHxD.dtype)
+
+    def mean_of(v_AxKxSxD, start):
+        columns = v_AxKxSxD.shape[2]
+        shares = jax.lax.slice_in_dim(shares_BxKxGxLxS, start, start + columns, axis=4)
+        shares_AxnxKxGxLxS = shares.reshape(len(v_AxKxSxD), -1, *grouped, length, columns)
+        # XLA's CPU backend writes a product in its own order of axes many times faster.
+        out_AxKxnxGxLxD = jnp.einsum("ankgls,aksd->akngld", shares_AxnxKxGxLxS, v_AxKxSxD)
+        out_AxnxLxKxGxD = jnp.transpose(out_AxKxnxGxLxD, (0, 2, 4, 1, 3, 5))
+        return out_AxnxLxKxGxD.reshape(q_BxLxHxD.shape)
+
+    starts = itertools.accumulate((v.shape[2] for _, v in parts), initial=0)
+    return functools.reduce(
+        jnp.add, (mean_of(v, start) for (_, v), start in zip(parts, starts, strict=False))
+    )
+
+
+def _joined(parts: Sequence[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:
@@ -242,11 +282,11 @@ def _bias(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int,
     return bias.astype(module.config.dtype)[None, None]
 
 
-def _pick(sliding: Flag, full: jax.Array, window: jax.Array) -> jax.Array:
-    """One of a pair, by a flag that is a Python constant or, under scan, an array."""
+def _pick(sliding: Flag, full: Any, window: Any) -> Any:
+    """One of a pair of trees, by a flag that is a Python constant or, under scan, an array."""
     if isinstance(sliding, bool):
         return window if sliding else full
-    return jnp.where(sliding, window, full)
+    return jax.tree.map(lambda x, y: jnp.where(sliding, y, x), full, window)
 
 
 class Layer(nn.Module):
@@ -353,16 +393,16 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens_BxL: jax.Array,
-        mask_BxLxS: jax.Array | tuple[jax.Array, jax.Array],
+        mask_BxLxS: jax.Array | tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]],
         positions_BxL: jax.Array,
-        cache: Cache | Ring | None = None,
+        cache: Cache | Memory | None = None,
         offset: jax.Array | int = 0,
-    ) -> tuple[jax.Array, Cache | Ring | None]:
+    ) -> tuple[jax.Array, Cache | Memory | None]:
         """Hidden states after the final norm, and the cache with this call's keys and values.
 
         With a cache, keys and values are written at columns offset … offset+L−1 and attention
         reads the whole cache (S = its length); without one S = L and `offset` is not read. With a
-        ring, L is 1, `offset` is the time, and the mask is a pair, `Ring.masks`.
+        memory, L is 1, `offset` is the time, and the mask is a pair, `Memory.masks`.
         """
         c = self.config
         table_VxE = self.embedding
@@ -373,7 +413,7 @@ class Decoder(nn.Module):
         if c.embedding_scale:
             x_BxLxE = x_BxLxE * jnp.asarray(c.width**0.5, c.dtype)  # rounded, as it was trained
         x_BxLxE = laid(x_BxLxE, self.rows)
-        if isinstance(cache, Ring):
+        if isinstance(cache, Memory):
             masks_BxLxS = mask_BxLxS
         else:
             key_positions_BxS = positions_BxL
@@ -383,7 +423,7 @@ class Decoder(nn.Module):
                 )
                 cache = cache._replace(positions_BxS=key_positions_BxS)
             near_BxLxS = positions_BxL[:, :, None] - key_positions_BxS[:, None] < (c.window or _FAR)
-            masks_BxLxS = (mask_BxLxS, mask_BxLxS & near_BxLxS)
+            masks_BxLxS = ((mask_BxLxS,), (mask_BxLxS & near_BxLxS,))
         context = Context(masks_BxLxS, rotations(c, positions_BxL), offset)
         carry = (x_BxLxE, cache)
         if c.scan:

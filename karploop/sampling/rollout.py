@@ -2,8 +2,9 @@
 
 A slot holds one prompt with its n rows. Where more prompts wait than there are slots, the slots
 whose rows have all stopped are refilled between chunks (continuous batching, as in Orca, OSDI
-2022). All shapes are static: the cache is a ring in time (`cache.Ring`), so that rows which began
-at different times still write the same column in each step.
+2022). All shapes are static: what rows write is a ring in time (`cache.Memory`), so that rows which
+began at different times still write the same column in each step. A prompt's keys and values stand
+there once, however many samples see them.
 
 Every row draws from its own key, folded from (prompt id, sample index, position): which rows share
 a batch, in what order, and on how many devices does not change a row's tokens. Log-probabilities
@@ -29,9 +30,9 @@ import jax
 import jax.numpy as jnp
 
 from karploop.config import GenerateConfig
-from karploop.models.cache import Ring, behind_now, init_ring
+from karploop.models.cache import Columns, Memory, init_memory
 from karploop.models.decoder import Decoder
-from karploop.models.quantized import whole
+from karploop.models.for_decoding import whole
 from karploop.sampling.distributions import Sampling, draw
 from karploop.sampling.prefix import columns_of, prefill, read_prefix
 
@@ -90,7 +91,7 @@ class _Row(NamedTuple):
 
 class _State(NamedTuple):
     now: jax.Array  # the time that the next step writes
-    ring: Ring
+    memory: Memory
     rows: _Row
     results: Rollout  # (parts, jobs, …)
     taken_D: jax.Array  # prompts of each part that have had a slot
@@ -113,6 +114,7 @@ def rollout(
     pad_id: int,
     decoding: Decoding = WHOLE_BATCH,
     buckets: Sequence[int] = (),
+    turned=None,
 ) -> Rollout:
     """Samples `samples` completions for each prompt.
 
@@ -129,6 +131,7 @@ def rollout(
       stop_ids: tokens that end a completion, each with the same right.
       buckets: ascending lengths at which prompts that are taken together may be read, L the last;
         empty: L alone.
+      turned: the weights as `for_decoding.turned` makes them, for decode steps; None: as they are.
     """
     parts, length = decoding.parts, prompts_PxL.shape[1]
     queue = len(prompts_PxL) // parts
@@ -177,15 +180,16 @@ def rollout(
     def decode_one(_, state: _State) -> _State:
         """Feeds each row's last token, then draws the next."""
         now, rows = state.now, state.rows
-        position_R = (before + rows.length + now - rows.born).reshape(-1)
-        masks = state.ring.masks(now, position_R + 1)
-        params = whole(weights, model.config.dtype)
-        hidden_Rx1xE, ring = model.apply(
-            params, rows.token.reshape(-1, 1), masks, position_R[:, None], state.ring, now
+        lengths_R, age_R = rows.length.reshape(-1), (now - rows.born).reshape(-1)
+        masks = state.memory.masks(now, lengths_R, age_R + 1)
+        position_Rx1 = (before + lengths_R + age_R)[:, None]
+        params = whole(weights if turned is None else turned, model.config.dtype)
+        hidden_Rx1xE, memory = model.apply(
+            params, rows.token.reshape(-1, 1), masks, position_Rx1, state.memory, now
         )
         logits_RxV = model.apply(params, hidden_Rx1xE[:, 0], method="logits")
         results, rows = emit(state.results, rows, logits_RxV)
-        return state._replace(now=now + 1, ring=ring, rows=rows, results=results)
+        return state._replace(now=now + 1, memory=memory, rows=rows, results=results)
 
     def free(state: _State) -> jax.Array:
         """free_DxG: slots of which all rows are done."""
@@ -212,7 +216,7 @@ def rollout(
             cache, logits = prefill(
                 model, params, prompts_BxL[:, length - bucket :], lengths_B, prefix
             )
-            return behind_now(model.config, state.ring, cache, state.now, before, lengths_B), logits
+            return state.memory.columns(cache, before), logits
 
         fits = jnp.searchsorted(jnp.array(buckets), lengths_B.max())
         columns, logits_BxV = jax.lax.switch(
@@ -233,7 +237,7 @@ def rollout(
         put = jax.vmap(lambda old, new, at: old.at[at].set(new, mode="drop"))
         return _State(
             now=state.now,
-            ring=_placed(state.ring, columns, slot_DxF, taking_DxF, samples),
+            memory=_placed(state.memory, columns, slot_DxF, taking_DxF),
             rows=_Row(*(put(old, new, at) for old, new in zip(state.rows, rows, strict=True))),
             results=results,
             taken_D=state.taken_D + taking_DxF.sum(1),
@@ -248,11 +252,18 @@ def rollout(
 
     none = jnp.zeros((parts, count * samples), jnp.int32)
     jobs = (parts, queue * samples)
-    width = before + length + max_new - 1
     kept = model.config.dtype if decoding.cache == "model" else decoding.cache
     state = _State(
         now=jnp.int32(0),
-        ring=init_ring(model.config, parts * count * samples, width, kept),
+        memory=init_memory(
+            model.config,
+            prefix,
+            prompts=parts * count,
+            length=length,
+            samples=samples,
+            new=max(max_new - 1, 1),  # the last one is not fed again
+            dtype=kept,
+        ),
         rows=_Row(none, none, none, none, none, none == 0),
         results=Rollout(
             tokens_RxT=jnp.full((*jobs, max_new), pad_id, jnp.int32),
@@ -286,38 +297,32 @@ def _drawn(keys_R, logits_RxV, sampling: Sampling) -> tuple[jax.Array, jax.Array
     return token_R, picked_R - jnp.log(whole_R), entropy_R
 
 
-def _placed(ring: Ring, columns, slot_DxF, taking_DxF, samples: int) -> Ring:
-    """The ring with new columns in some slots, once for each of a slot's rows."""
+def _placed(memory: Memory, columns: list[Columns], slot_DxF, taking_DxF) -> Memory:
+    """The memory with new prompts in some slots."""
     parts, filled = slot_DxF.shape
 
-    def one_part(old_NxRx, new_NxFx, slot_F, taking_F):
-        def put(f, old_NxRx):
+    def one_part(old_NxGx, new_NxFx, slot_F, taking_F):
+        def put(f, old_NxGx):
             new = jax.lax.dynamic_slice_in_dim(new_NxFx, f, 1, axis=1)
-            new = jnp.repeat(new, samples, axis=1)
-            start = slot_F[f] * samples
-            before = jax.lax.dynamic_slice_in_dim(old_NxRx, start, samples, axis=1)
+            before = jax.lax.dynamic_slice_in_dim(old_NxGx, slot_F[f], 1, axis=1)
             new = jnp.where(taking_F[f], new, before)
-            return jax.lax.dynamic_update_slice_in_dim(old_NxRx, new, start, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(old_NxGx, new, slot_F[f], axis=1)
 
-        return jax.lax.fori_loop(0, filled, put, old_NxRx)
+        return jax.lax.fori_loop(0, filled, put, old_NxGx)
 
-    def all_parts(old_NxRx, new_NxBx):
-        if old_NxRx.shape[1] == new_NxBx.shape[1] * samples:  # nobody waits: all are new
-            return jnp.repeat(new_NxBx, samples, axis=1)
+    def all_parts(old_NxPx, new_NxBx):
+        if old_NxPx.shape[1] == new_NxBx.shape[1]:  # nobody waits: all are new
+            return new_NxBx
         if parts == 1:
-            return one_part(old_NxRx, new_NxBx, slot_DxF[0], taking_DxF[0])
+            return one_part(old_NxPx, new_NxBx, slot_DxF[0], taking_DxF[0])
 
         def split(x):
             return x.reshape(x.shape[0], parts, -1, *x.shape[2:])
 
         placed = jax.vmap(one_part, (1, 1, 0, 0), 1)(
-            split(old_NxRx), split(new_NxBx), slot_DxF, taking_DxF
+            split(old_NxPx), split(new_NxBx), slot_DxF, taking_DxF
         )
-        return placed.reshape(old_NxRx.shape)
+        return placed.reshape(old_NxPx.shape)
 
-    full, near = columns
-    return dataclasses.replace(
-        ring,
-        full=jax.tree.map(all_parts, ring.full, full),
-        near=None if near is None else jax.tree.map(all_parts, ring.near, near),
-    )
+    old = [stack.prompts for stack in memory.stacks]
+    return memory.with_prompts(jax.tree.map(all_parts, old, columns))

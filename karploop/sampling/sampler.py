@@ -13,7 +13,7 @@ import numpy as np
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
 from karploop.mesh import Begun, batch_parts, batch_sharding, put, replicated, to_host
-from karploop.models.quantized import quantised
+from karploop.models.for_decoding import quantised, turned
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
 from karploop.sampling.rollout import WHOLE_BATCH, Decoding, Rollout, rollout
@@ -69,6 +69,7 @@ class Sampler:
         self.mesh, self._abstract = weights.mesh, weights.abstract
         model, mesh = weights.model, weights.mesh
         rows, whole = batch_sharding(mesh), replicated(mesh)
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
         scorer = model.clone(rows=rows if mesh.size > 1 else None)
 
         def given(prefix_L):
@@ -79,7 +80,8 @@ class Sampler:
         ):
             # The one change of layout: parameters lose their fsdp split here, before the loop.
             params = jax.lax.with_sharding_constraint(params, weights.decode_shardings)
-            if how.weights == "int8":
+            small = how.weights == "int8"
+            if small:
                 params = quantised(weights.boxed, params)
             return rollout(
                 model,
@@ -97,6 +99,7 @@ class Sampler:
                 pad_id=tokenizer.pad_id,
                 decoding=how,
                 buckets=[n for n in self.prompt_lengths if n <= prompts_PxL.shape[1]],
+                turned=turned(weights.boxed, params) if on_cpu and not small else None,
             )
 
         self._decode = jax.jit(

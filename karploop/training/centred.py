@@ -31,7 +31,8 @@ def centred_head(
       weights_N: of the pairs.
     """
     means_N = np.zeros(len(units))
-    for batch, taken in pack(units, iter(range(len(units))), config.rows, config.row_length):
+    order, share = iter(range(len(units))), config.share_prompts
+    for batch, taken in pack(units, order, config.rows, config.row_length, share=share):
         rewards_T = trainer.rewards(trained, batch, frozen).astype(np.float64)
         means_N[taken] = rewards_T[: 2 * len(taken)].reshape(-1, 2).mean(1)
     return RewardHead(head_of(trained), -float(np.average(means_N, weights=weights_N)))

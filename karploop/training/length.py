@@ -20,7 +20,7 @@ class Length:
     schedules whatever the number of their steps.
     """
 
-    unit: str  # "steps", "tokens" or "examples"
+    unit: str  # "steps", "tokens" or "examples": rows, pairs, or groups of episodes
     total: int
 
     def of(self, batch: Batch, taken: list[int]) -> int:
@@ -44,5 +44,5 @@ def length_of(config: TrainConfig, units: int) -> Length:
 
 
 def tokens_of(batch: Batch) -> int:
-    """Tokens that the model reads, prompts included and padding not."""
+    """Tokens that the model reads: prompts included, one that is shared once, and padding not."""
     return int(np.count_nonzero(batch.segments_BxL))

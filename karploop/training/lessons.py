@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from karploop.config import ObjectiveConfig
+from karploop.config import ObjectiveConfig, TrainConfig
 from karploop.data.prompting import Prompting
 from karploop.errors import UserError
 from karploop.records import (
@@ -22,7 +23,7 @@ from karploop.records import (
     Record,
 )
 from karploop.training.objectives import EPISODES, EXAMPLES, LABELS, PAIRS
-from karploop.training.packing import Tokenized, Unit, checked, ending, tokenize
+from karploop.training.packing import Tokenized, Unit, branched_length, checked, ending, tokenize
 
 RECORDS: dict[str, tuple[type[Record], str]] = {  # by what an objective learns from
     EXAMPLES: (Examples, EXAMPLES_FILE),
@@ -31,6 +32,57 @@ RECORDS: dict[str, tuple[type[Record], str]] = {  # by what an objective learns 
     EPISODES: (Episodes, EPISODES_FILE),
 }
 Origin = tuple[str, int]  # the stage that wrote a text, and its row there
+
+
+class Lesson(NamedTuple):
+    """What a stage learns from."""
+
+    units: Sequence[Unit]
+    origins: Sequence[tuple[Origin, ...]]  # of each unit's texts
+    weights_N: np.ndarray  # how often each unit is drawn, relative to the others
+
+
+def lesson_of(
+    rows: Record,
+    weights_N: np.ndarray,
+    prompting: Prompting,
+    objective: ObjectiveConfig,
+    config: TrainConfig,
+) -> Lesson:
+    """Units of some rows, each of this weight, where they come from, and how often they are drawn.
+
+    With `share_prompts` the episodes of a prompt are one unit, or as many as rows it takes to hold
+    them. Raises UserError as `units` does.
+    """
+    lesson = Lesson(units(rows, prompting, objective, config.row_length), origins(rows), weights_N)
+    if config.share_prompts and isinstance(rows, Episodes):
+        return _grouped(lesson, config.row_length)
+    return lesson
+
+
+def _grouped(lesson: Lesson, row_length: int) -> Lesson:
+    """Units of one text, those of one prompt put together as far as a row holds them.
+
+    Every text is drawn as often as it was: only such of one weight make a unit, which has that one.
+    """
+    groups: list[list[int]] = []
+    newest: dict[tuple[bytes, float], list[int]] = {}
+    for i, ((text,), weight) in enumerate(zip(lesson.units, lesson.weights_N, strict=True)):
+        key = text.tokens[: text.prompt_length].tobytes(), float(weight)
+        group = newest.get(key, [])
+        together = [*(lesson.units[j][0] for j in group), text]
+        shared = text.prompt_length - 1
+        if not group or not shared or branched_length(together, shared) > row_length:
+            groups.append(group := [])
+            newest[key] = group
+        group.append(i)
+
+    def gathered(of_units: Sequence[Sequence]) -> list[tuple]:
+        return [tuple(of_units[i][0] for i in group) for group in groups]
+
+    first_of_each = [group[0] for group in groups]
+    weights_N = lesson.weights_N[first_of_each]
+    return Lesson(gathered(lesson.units), gathered(lesson.origins), weights_N)
 
 
 def units(

@@ -4,6 +4,10 @@ Several texts share a row; `segments` tells them apart (0 is padding) and attent
 each. Only completions and their stop token are targets: a prompt's tokens are the task's choice,
 not the model's. What an objective knows of a token or of a text, such as its advantage, travels
 beside it. Texts that are compared with one another make a unit, and a unit is never torn apart.
+
+Where it is asked for, what the texts of a unit begin with is read once: one segment holds the
+shared beginning and behind it a branch for each text, which sees the beginning and itself. Its
+positions go on from the beginning, so that every token is read as in a text by itself.
 """
 
 from __future__ import annotations
@@ -25,8 +29,10 @@ class Batch(NamedTuple):
     targets_BxL: np.ndarray  # int32, the token after each
     weights_BxL: np.ndarray  # float32, above 0 where the target is learnt from
     segments_BxL: np.ndarray  # int32, 1 … within a row; 0 on padding
-    positions_BxL: np.ndarray  # int32, from 0 within each segment
-    places_BxL: np.ndarray  # int32, which of the batch's texts, unit by unit; 0 on padding
+    branches_BxL: np.ndarray  # int32, 1 … where a segment has forked; 0 before, and elsewhere
+    positions_BxL: np.ndarray  # int32, from 0 within each text
+    # int32, which of the batch's texts, unit by unit; 0 on padding. Of what is shared, the first.
+    places_BxL: np.ndarray
     by_token: dict[str, np.ndarray]  # float32, of each target; shaped like the rows
     by_text: dict[str, np.ndarray]  # float32, of each place: `places` for each part of the rows
 
@@ -47,7 +53,7 @@ class Tokenized:
         return len(self.tokens) - self.prompt_length
 
 
-Unit = Sequence[Tokenized]  # all units of a stage have as many texts
+Unit = Sequence[Tokenized]
 
 
 def tokenize(
@@ -95,13 +101,38 @@ def stream(weights_N: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
         yield from rng.permutation(np.repeat(np.arange(len(copies_N)), whole_N)).tolist()
 
 
+def shared_length(unit: Unit, row_length: int) -> int:
+    """Tokens that all texts of a unit begin with and that are read once for all of them.
+
+    No token behind which something is learnt is among them: a prompt's last stands in each branch.
+    0 where there is nothing to share, or no row holds the texts together.
+    """
+    if len(unit) < 2:
+        return 0
+    most = min(text.prompt_length for text in unit) - 1
+    first, *others = (text.tokens[:most] for text in unit)
+    apart = np.flatnonzero(np.any([first != other for other in others], axis=0))
+    alike = int(apart[0]) if len(apart) else most
+    return alike if branched_length(unit, alike) <= row_length else 0
+
+
+def branched_length(unit: Unit, shared: int) -> int:
+    """Tokens of a row that a unit takes as one segment, so many of them shared."""
+    return shared + sum(len(text.tokens) - 1 - shared for text in unit)
+
+
 def places(rows: int, row_length: int) -> int:
     """The most texts of so many rows, if each is one token long; even, for pairs."""
     return rows * row_length + rows * row_length % 2
 
 
 def pack(
-    units: Sequence[Unit], order: Iterator[int], rows: int, row_length: int, parts: int = 1
+    units: Sequence[Unit],
+    order: Iterator[int],
+    rows: int,
+    row_length: int,
+    parts: int = 1,
+    share: bool = False,
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Batches of `rows` rows, and the units in each; first fit, in the order given.
 
@@ -112,6 +143,7 @@ def pack(
       parts: of the rows, equally many each and a divisor of `rows`. All texts of a unit are in one
         part, so that a part is a batch by itself (see `accumulation.py`). Units of one text are
         packed as they are without.
+      share: what the texts of a unit begin with is read once, see `shared_length`.
 
     Raises:
       UserError: the texts of one unit do not fit into a part together.
@@ -122,16 +154,15 @@ def pack(
         batch, taken = _empty(units[waiting], size, row_length, parts), []
         used, segments, counts = [0] * rows, [0] * rows, [0] * parts
         while waiting is not None:
-            at = _fit(units[waiting], used, row_length, size)
+            unit = units[waiting]
+            shared = shared_length(unit, row_length) if share else 0
+            at = _fit(_segments(unit, shared), used, row_length, size)
             if at is None:
                 break
-            for text, row in zip(units[waiting], at, strict=True):
-                part, start = row // size, used[row]
-                segments[row] += 1
-                place = part * places(size, row_length) + counts[part]
-                _place(batch, row, start, segments[row], place, text)
-                used[row] += len(text.tokens) - 1
-                counts[part] += 1
+            part = at[0] // size
+            first = part * places(size, row_length) + counts[part]
+            _lay(batch, unit, shared, at, used, segments, first)
+            counts[part] += len(unit)
             taken.append(waiting)
             waiting = next(order, None)
         if not taken:
@@ -150,36 +181,88 @@ def _empty(like: Unit, size: int, row_length: int, parts: int) -> Batch:
     return Batch(*arrays, by_token, {name: np.zeros(many, np.float32) for name in like[0].by_text})
 
 
-_DTYPES = (np.int32, np.int32, np.float32, np.int32, np.int32, np.int32)
+_DTYPES = (np.int32, np.int32, np.float32, np.int32, np.int32, np.int32, np.int32)
 
 
-def _fit(unit: Unit, used: Sequence[int], row_length: int, size: int) -> list[int] | None:
-    """A row for each text of a unit, all in one part of `size` rows; None where there is none."""
+def _segments(unit: Unit, shared: int) -> list[int]:
+    """Tokens of each segment that a unit takes."""
+    return [branched_length(unit, shared)] if shared else [len(text.tokens) - 1 for text in unit]
+
+
+def _fit(
+    lengths: Sequence[int], used: Sequence[int], row_length: int, size: int
+) -> list[int] | None:
+    """A row for each segment of a unit, all in one part of `size` rows; None if there is none."""
     for first in range(0, len(used), size):
         room, at = list(used[first : first + size]), []
-        for text in unit:
-            length = len(text.tokens) - 1
+        for length in lengths:
             row = next((r for r, u in enumerate(room) if u + length <= row_length), None)
             if row is None:
                 break
             room[row] += length
             at.append(first + row)
-        if len(at) == len(unit):
+        if len(at) == len(lengths):
             return at
     return None
 
 
-def _place(batch: Batch, row: int, start: int, segment: int, place: int, text: Tokenized) -> None:
-    length = len(text.tokens) - 1
-    span = slice(start, start + length)
-    learnt = slice(start + text.prompt_length - 1, start + length)
-    batch.tokens_BxL[row, span] = text.tokens[:-1]
-    batch.targets_BxL[row, span] = text.tokens[1:]
-    batch.weights_BxL[row, learnt] = text.weight
-    batch.segments_BxL[row, span] = segment
-    batch.positions_BxL[row, span] = np.arange(length)
-    batch.places_BxL[row, span] = place
+def _lay(
+    batch: Batch,
+    unit: Unit,
+    shared: int,
+    at: Sequence[int],
+    used: list[int],
+    segments: list[int],
+    first: int,
+) -> None:
+    """Lays a unit into the rows `at` of its segments, behind what is there.
+
+    Args:
+      used, segments: of each row, moved on.
+      first: the place of its first text.
+    """
+    row = at[0]
+    if shared:
+        segments[row] += 1
+        _read(batch, row, used[row], unit[0], range(shared), segments[row], 0, first)
+        used[row] += shared
+    for number, text in enumerate(unit):
+        branch, place = (number + 1 if shared else 0), first + number
+        if not shared:
+            row = at[number]
+            segments[row] += 1
+        own = range(shared, len(text.tokens) - 1)
+        _read(batch, row, used[row], text, own, segments[row], branch, place)
+        _learn(batch, row, used[row] - shared, text, place)
+        used[row] += len(own)
+
+
+def _read(
+    batch: Batch,
+    row: int,
+    start: int,
+    text: Tokenized,
+    which: range,
+    segment: int,
+    branch: int,
+    place: int,
+) -> None:
+    """Lays some of a text's tokens into a row, from its column `start` on."""
+    here = row, slice(start, start + len(which))
+    batch.tokens_BxL[here] = text.tokens[which.start : which.stop]
+    batch.targets_BxL[here] = text.tokens[which.start + 1 : which.stop + 1]
+    batch.segments_BxL[here] = segment
+    batch.branches_BxL[here] = branch
+    batch.positions_BxL[here] = which
+    batch.places_BxL[here] = place
+
+
+def _learn(batch: Batch, row: int, start: int, text: Tokenized, place: int) -> None:
+    """What is learnt of a text, whose first token stands in column `start` or would if it were not
+    shared."""
+    learnt = row, slice(start + text.prompt_length - 1, start + len(text.tokens) - 1)
+    batch.weights_BxL[learnt] = text.weight
     for name, values in text.by_token.items():
-        batch.by_token[name][row, learnt] = values
+        batch.by_token[name][learnt] = values
     for name, value in text.by_text.items():
         batch.by_text[name][place] = value

@@ -21,7 +21,8 @@ def logprobs_of(
     """
     found: list[list[np.ndarray]] = [[] for _ in units]
     rows = config.rows // config.accumulation  # no more at a time than in training
-    for batch, taken in pack(units, iter(range(len(units))), rows, config.row_length):
+    order, share = iter(range(len(units))), config.share_prompts
+    for batch, taken in pack(units, order, rows, config.row_length, share=share):
         logprobs_BxL = read(batch)
         learnt_BxL = batch.weights_BxL > 0
         place = 0

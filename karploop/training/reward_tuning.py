@@ -22,11 +22,11 @@ from karploop.models.weights import Weights
 from karploop.reporting.progress import Progress
 from karploop.rng import Rng
 from karploop.stages import StageContext
-from karploop.training.lessons import rewarded
+from karploop.training.lessons import Lesson, rewarded
 from karploop.training.objectives import make_objective
 from karploop.training.packing import Unit, pack, stream
 from karploop.training.parts import head_of, without_head
-from karploop.training.train import Lesson, descend
+from karploop.training.train import descend
 from karploop.training.trainer import Trainer
 
 

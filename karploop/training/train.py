@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,12 +22,12 @@ from karploop.stages import Artifact, StageContext
 from karploop.training.centred import centred_head
 from karploop.training.checkpoints import Checkpoints, RemoteCheckpoints, open_checkpoints
 from karploop.training.length import length_of, tokens_of
-from karploop.training.lessons import RECORDS, Origin, origins, units, with_reference
+from karploop.training.lessons import RECORDS, Lesson, Origin, lesson_of, with_reference
 from karploop.training.mixture import mix
 from karploop.training.moments import restored, save_moments
 from karploop.training.objectives import DIVERGENCES, REWARDS
 from karploop.training.optimizer import learning_rate
-from karploop.training.packing import Batch, Unit, pack, stream
+from karploop.training.packing import Batch, pack, stream
 from karploop.training.reference import logprobs_of
 from karploop.training.trainer import Metrics, Trainer, TrainState
 
@@ -37,14 +37,6 @@ _COLUMNS = ("step", "loss", "accuracy", "grad_norm", "learning_rate", "tokens")
 
 class Diverged(RunFailed):
     """The loss is not a number; the last good state is kept."""
-
-
-class Lesson(NamedTuple):
-    """What a stage learns from."""
-
-    units: Sequence[Unit]
-    origins: Sequence[tuple[Origin, ...]]  # of each unit's texts
-    weights_N: np.ndarray  # how often each unit is drawn, relative to the others
 
 
 def train(
@@ -137,12 +129,13 @@ def _lesson(context, trainer, prompting, config, regime) -> Lesson:
     objective = trainer.objective
     kind, file = RECORDS[objective.lesson]
     mixture = mix(context.inputs, kind, file, config, regime, context.numpy_rng)
-    learnt = units(mixture.rows, prompting, objective.config, config.row_length)
+    lesson = lesson_of(mixture.rows, mixture.weights_N, prompting, objective.config, config)
     if objective.reference:
         params = trainer.weights.load(context.inputs["reference"])
-        found = logprobs_of(learnt, functools.partial(trainer.logprobs, params), config)
-        learnt = with_reference(learnt, found, objective.reference)
-    return Lesson(learnt, origins(mixture.rows), mixture.weights_N)
+        found = logprobs_of(lesson.units, functools.partial(trainer.logprobs, params), config)
+        told = with_reference(lesson.units, found, objective.reference)
+        lesson = lesson._replace(units=told)
+    return lesson
 
 
 class _Course:
@@ -169,7 +162,7 @@ class _Course:
         self._checkpoints = checkpoints
         self.length = length_of(config, len(lesson.units))
         order = self.length.cut(stream(lesson.weights_N, rng))
-        shape = config.rows, config.row_length, config.accumulation
+        shape = config.rows, config.row_length, config.accumulation, config.share_prompts
         self._batches = pack(lesson.units, order, *shape)
         self.steps, self.done, self.log = 0, 0, []
         self.seen_N = np.zeros(len(lesson.units), np.int64)

@@ -40,10 +40,12 @@ class Metrics(NamedTuple):
 
 def read(model: Decoder, params: Any, batch: Batch) -> Read:
     """A model's hidden states of a batch."""
-    hidden_BxLxE, _ = model.apply(
-        params, batch.tokens_BxL, packed_mask(batch.segments_BxL), batch.positions_BxL
-    )
+    hidden_BxLxE, _ = model.apply(params, batch.tokens_BxL, _mask(batch), batch.positions_BxL)
     return Read(model, params, hidden_BxLxE)
+
+
+def _mask(batch: Batch) -> jax.Array:
+    return packed_mask(batch.segments_BxL, batch.branches_BxL)
 
 
 def target_logprobs(model: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -76,9 +78,8 @@ def text_rewards(model: Decoder, params: Any, batch: Batch) -> jax.Array:
     there with the head. All positions have that product and one of them is taken, for one vector is
     less work than to move hidden states. No token is predicted.
     """
-    mask_BxLxL = packed_mask(batch.segments_BxL)
     hidden_BxLxE, _ = model.apply(
-        without_head(params), batch.tokens_BxL, mask_BxLxL, batch.positions_BxL
+        without_head(params), batch.tokens_BxL, _mask(batch), batch.positions_BxL
     )
     # A sum of products in float32, which no accelerator rounds as it does a matrix product.
     head_1x1xE = params[HEAD]["weights"][None, None]
@@ -169,9 +170,9 @@ class Trainer:
         model = weights.model.clone(rows=rows if self.mesh.size > 1 else None)
         optimizer = make_optimizer(config)
         self._accumulation = accumulation
-        self._batch_shardings = Batch(*([rows] * 6), by_token=rows, by_text=whole)
+        self._batch_shardings = Batch(*([rows] * 7), by_token=rows, by_text=whole)
         split_rows = batch_sharding(self.mesh, axis=1) if accumulation > 1 else rows
-        self._step_shardings = Batch(*([split_rows] * 6), by_token=split_rows, by_text=whole)
+        self._step_shardings = Batch(*([split_rows] * 7), by_token=split_rows, by_text=whole)
         abstract = jax.eval_shape(optimizer.init, parts.abstract)
         opt_shardings = _follow(abstract, parts.shardings, whole)
         self.shardings = TrainState(parts.shardings, opt_shardings)
