@@ -238,8 +238,7 @@ PEERS = "experiments.bench.peers"
 
 @pytest.mark.parametrize("name", ["w1", "w2", "w3", "score", "sft", "sft_lora", "dpo", "grpo"])
 def test_transformers_does_the_same_amount(name, make_params):
-    pytest.importorskip("torch", reason="transformers is measured with torch")
-    pytest.importorskip("trl", reason="and its losses with trl (requirements-dev.txt)")
+    pytest.importorskip("peft", reason="transformers is measured with torch and PEFT")
     from experiments.bench import torch_peer
 
     shape = ModelConfig(
@@ -257,8 +256,7 @@ def test_transformers_does_the_same_amount(name, make_params):
 
 
 def test_a_model_that_transformers_does_not_have_is_named():
-    pytest.importorskip("torch", reason="transformers is measured with torch")
-    pytest.importorskip("trl", reason="and its losses with trl (requirements-dev.txt)")
+    pytest.importorskip("peft", reason="transformers is measured with torch and PEFT")
     from experiments.bench import torch_peer
 
     with pytest.raises(UserError, match="no model family of transformers"):
@@ -287,7 +285,7 @@ def test_a_peer_that_is_not_installed_is_named():
 
 @pytest.mark.slow
 def test_peers_are_told_beside_karploop(tmp_path):
-    pytest.importorskip("trl", reason="transformers is measured with torch and trl")
+    pytest.importorskip("peft", reason="transformers is measured with torch and PEFT")
     result = bench(
         tmp_path, "--workloads=grpo", "--repeats=1", "--vocabulary=50", "--machine=A small one",
         f"--output={tmp_path}/results", "--config.model.activation=swiglu",
@@ -299,7 +297,7 @@ def test_peers_are_told_beside_karploop(tmp_path):
     assert other["times"] == pytest.approx(
         ours["tokens_per_second"] / other["tokens_per_second"], rel=1e-3
     )
-    assert {"torch", "trl"} <= other["versions"].keys()
+    assert {"torch", "peft"} <= other["versions"].keys()
     kept = tmp_path / "results" / "a-small-one"
     assert len((kept / "peers.jsonl").read_text().splitlines()) == 2
     assert "| grpo | transformers |" in (kept / "peers.md").read_text()

