@@ -61,7 +61,7 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
                 list(part),
                 jax.random.key(job.seed),
                 samples=job.n,
-                sampling=Sampling(job.temperature, job.top_k, job.top_p, job.min_p),
+                sampling=Sampling.of(job),
                 limits=[room_for(model, prompts[i], job.max_new_tokens) - 1 for i in part],
                 batch=job.batch,
                 decoding=Decoding(job.slots, cache=job.cache, weights=job.weights),

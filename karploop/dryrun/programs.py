@@ -160,7 +160,7 @@ def _notes(config: Config) -> tuple[str, ...]:
 def lowerings(laid: Laid) -> dict[str, Callable[[], jax.stages.Lowered]]:
     """How each program is lowered, by name."""
     g, e, sampler = laid.config.generate, laid.config.evaluate, laid.sampler
-    sampling = Sampling(g.temperature, g.top_k, g.top_p, g.min_p)
+    sampling = Sampling.of(g)
     named: dict[str, Callable[[], jax.stages.Lowered]] = {}
     if not g.chain:
         more: dict[str, Any] = dict(samples=g.samples, sampling=sampling)

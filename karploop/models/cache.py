@@ -199,7 +199,8 @@ class Memory:
                 found.insert(0, near(prefix_1xC + lengths_Rx1 + steps_Rx1))
             return tuple(each[:, None] for each in found)
 
-        return mask(0), mask(len(self.rings) - 1)
+        masks = [mask(kind) for kind in range(len(self.rings))]
+        return masks[0], masks[-1]
 
     def with_prompts(self, prompts: Sequence[Columns]) -> Memory:
         pairs = zip(self.stacks, prompts, strict=True)

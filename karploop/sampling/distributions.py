@@ -21,6 +21,11 @@ class Sampling(NamedTuple):
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
 
+    @classmethod
+    def of(cls, settings) -> Sampling:
+        """Of whatever has settings of these names."""
+        return cls(*(getattr(settings, name) for name in cls._fields))
+
 
 GREEDY = Sampling(temperature=0.0)
 

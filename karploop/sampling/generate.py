@@ -80,7 +80,7 @@ def sampled(
         list(rows),
         context.key,
         samples=config.samples,
-        sampling=Sampling(config.temperature, config.top_k, config.top_p, config.min_p),
+        sampling=Sampling.of(config),
         limits=[limits[prompts["difficulty"][i]] for i in rows],
         batch=config.batch,
         decoding=Decoding.of(config),
