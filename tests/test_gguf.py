@@ -127,6 +127,10 @@ def metadata(family):
     return {f"{family}.{key}": value for key, value in values.items()}
 
 
+def written(*args, **kwargs):
+    return read_gguf(write(*args, **kwargs))
+
+
 def write(path, family, tensors=None, extra=None, drop=(), types=None, raw=None, **split):
     """A GGUF file of these Hugging Face tensors, stored as `types` (by name, F32 if left out).
 
@@ -583,7 +587,7 @@ def sentencepiece_keys(add_space_prefix):
 def test_sentencepiece(tmp_path, add_space_prefix):
     pytest.importorskip("transformers")
     keys = sentencepiece_keys(add_space_prefix)
-    tokenizer = gguf_tokenizer(write(tmp_path / "m.gguf", "llama", extra=keys))
+    tokenizer = gguf_tokenizer(written(tmp_path / "m.gguf", "llama", extra=keys))
     first = "\u2581hello" if add_space_prefix else "hello"
     ids = tokenizer("hello world").input_ids
     assert ids[0] == tokenizer.bos_token_id == 1  # the file does not say; llama.cpp adds it
@@ -626,7 +630,7 @@ def byte_level_keys(pre):
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "smollm"])
 def test_byte_level(tmp_path, pre):
     pytest.importorskip("transformers")
-    tokenizer = gguf_tokenizer(write(tmp_path / "m.gguf", "llama", extra=byte_level_keys(pre)))
+    tokenizer = gguf_tokenizer(written(tmp_path / "m.gguf", "llama", extra=byte_level_keys(pre)))
     tokens = tokenizer.tokenize
     numbers = {"llama-bpe": ["123", "1"], "qwen2": [*"1231"], "smollm": [*"1231"]}[pre]
     assert tokens("1231") == numbers
@@ -647,11 +651,11 @@ def test_byte_level(tmp_path, pre):
 def test_other_tokenizers_are_refused(tmp_path):
     pytest.importorskip("transformers")
     with pytest.raises(UserError, match="'tekken'.*llama-bpe"):
-        gguf_tokenizer(write(tmp_path / "m.gguf", "llama", extra=byte_level_keys("tekken")))
+        gguf_tokenizer(written(tmp_path / "m.gguf", "llama", extra=byte_level_keys("tekken")))
     for kind, message in (("bert", "'bert'"), (None, "no metadata 'tokenizer.ggml.model'")):
         keys = {"tokenizer.ggml.model": kind} if kind else {}
         with pytest.raises(UserError, match=message):
-            gguf_tokenizer(write(tmp_path / "m.gguf", "llama", extra=keys))
+            gguf_tokenizer(written(tmp_path / "m.gguf", "llama", extra=keys))
 
 
 # --------------------------------------------------------------------- a model that was trained
@@ -705,7 +709,7 @@ def test_gemma_3_270m_config(gemma):
 @pytest.mark.slow
 def test_gemma_3_270m_tokenizer(gemma):
     pytest.importorskip("transformers")
-    tokenizer = gguf_tokenizer(gemma)
+    tokenizer = gguf_tokenizer(read_gguf(gemma))
     assert tokenizer("The capital of France is").input_ids == [2, 818, 5279, 529, 7001, 563]
     assert tokenizer.tokenize("<start_of_turn>user\n\n\n  1234") == [
         *("<start_of_turn>", "user", "\n\n\n", "\u2581\u2581", "1", "2", "3", "4")
@@ -735,7 +739,7 @@ def test_gemma_3_270m_cuts_text_as_sentencepiece_does(gemma):
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     judge = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    tokenizer, rng = gguf_tokenizer(gemma), np.random.default_rng(0)
+    tokenizer, rng = gguf_tokenizer(read_gguf(gemma)), np.random.default_rng(0)
     texts = [ENGLISH, inspect.getsource(GGUFCheckpoint), "", " " * 31 + "a", "\n" * 31]
     alphabets = [
         list("aeiou tnsr   \n\t019.,!?éß漢字かな한🙂\u0301"),
@@ -758,7 +762,7 @@ def test_gemma_3_270m_speaks(gemma):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    read, tokenizer = GGUFCheckpoint(gemma), gguf_tokenizer(gemma)
+    read, tokenizer = GGUFCheckpoint(gemma), gguf_tokenizer(read_gguf(gemma))
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**read.config))
     state = {name: torch.from_numpy(read.read(name)) for name in read.names()}
     missing, unexpected = model.load_state_dict(state, strict=False)

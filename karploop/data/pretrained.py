@@ -24,20 +24,18 @@ A transformers tokenizer adapted to a loop that samples text, judges it and trai
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import importlib.util
+import functools
 import json
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from karploop.data.chat_template import ChatTemplate, at_start_of, within
 from karploop.data.messages import Message, check_messages
-from karploop.data.space_prefix import Prefix, without_prefix
+from karploop.data.prepared import Prepared, kept, prepare
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
+from karploop.files import file_sha256
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -48,17 +46,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-_TODAY = datetime.date(2024, 7, 26)  # what Llama's templates fall back on
-_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
-
-
-class _Specials(NamedTuple):
-    """Control tokens by what they are for."""
-
-    pad: int
-    bos: int | None
-    eos: int
-    stop: tuple[int, ...]
+_READ = (".json", ".txt", ".model", ".jinja")  # what transformers reads of a folder for a tokenizer
 
 
 class PretrainedTokenizer:
@@ -67,33 +55,25 @@ class PretrainedTokenizer:
     Built by `load_tokenizer` and `from_fast`. Two of the same identity are equal.
     """
 
-    def __init__(
-        self,
-        backend: Any,
-        control: Mapping[str, int],
-        unknown: str | None,
-        specials: _Specials,
-        prefix: Prefix,
-        chat: ChatTemplate | None,
-        identity: str,
-    ):
-        """`backend` is a `tokenizers.Tokenizer` that adds no space and matches no control token."""
-        self._backend = backend
+    def __init__(self, prepared: Prepared):
+        self._prepared = prepared
+        self._specials, self._prefix = prepared.specials, prepared.prefix
+        self._chat = prepared.chat()
         # What stands for unknown characters is written for text, too: it is only typed that it
         # counts as a control token.
+        control, unknown = prepared.control, prepared.unknown
         self._control_ids = frozenset(control.values()) - {control.get(unknown)}
         self._unknown = (unknown, control.get(unknown))
-        self._specials = specials
-        self._prefix = prefix
-        self._chat = chat
-        self._identity = identity
-        vocabulary = backend.get_vocab(with_added_tokens=True)
-        self._vocab_size = max(vocabulary.values()) + 1
         self._starts_control = at_start_of(control)
-        # What no text and no template brings about need not have an embedding.
-        written = {i for token, i in control.items() if chat and chat.may_write(token)}
-        kept = {*specials.stop, specials.pad, specials.bos, *written} - {None}
-        self._reachable = 1 + max({*vocabulary.values()} - self._control_ids | kept)
+
+    @functools.cached_property
+    def _backend(self) -> Any:
+        """Made when first asked for: of a large vocabulary it takes a second."""
+        import tokenizers
+
+        backend = tokenizers.Tokenizer.from_str(self._prepared.rules)
+        backend.encode_special_tokens = True  # special tokens in text are text
+        return backend
 
     @classmethod
     def from_fast(
@@ -113,12 +93,7 @@ class PretrainedTokenizer:
         Raises:
           UserError: not a fast tokenizer; no end token and no stop ids; a stop id out of range.
         """
-        if not getattr(tokenizer, "is_fast", False):
-            raise UserError(
-                f"the tokenizer {type(tokenizer).__name__} is not a fast one; convert it to a "
-                "'tokenizer.json' (save_pretrained of a fast tokenizer writes it)"
-            )
-        return _wrap(cls, tokenizer, tuple(stop_ids), dict(variables or {}))
+        return cls(prepare(_checked(tokenizer), tuple(stop_ids), dict(variables or {})))
 
     @property
     def pad_id(self) -> int:
@@ -149,7 +124,7 @@ class PretrainedTokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids, that is the largest plus one, added tokens included."""
-        return self._vocab_size
+        return self._prepared.vocab_size
 
     @property
     def reachable_size(self) -> int:
@@ -158,7 +133,7 @@ class PretrainedTokenizer:
         Less than `vocab_size` where the last ids are control tokens that nothing writes, such as
         the image token in the tokenizer of the text-only Gemma 3 (id 262144, embedding 262144).
         """
-        return self._reachable
+        return self._prepared.reachable_size
 
     def tokens(self, below: int) -> dict[str, int]:
         """The ids below `below` by their tokens, control tokens included."""
@@ -172,7 +147,7 @@ class PretrainedTokenizer:
         That is its vocabulary and rules, special and stop tokens, chat template and the template's
         variables; not where it was loaded from.
         """
-        return self._identity
+        return self._prepared.identity
 
     @property
     def has_template(self) -> bool:
@@ -362,6 +337,17 @@ def load_tokenizer(
             f"{', '.join(found[:8]) or 'nothing'}{', …' if len(found) > 8 else ''}. Copy them from "
             "where the model's weights came from"
         )
+    stops, variables = _generation_stops(folder / "generation_config.json"), dict(variables or {})
+
+    def make() -> Prepared:
+        return prepare(_fast(folder), stops, variables)
+
+    found = sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file())
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in found}
+    return PretrainedTokenizer(kept([files, stops, variables], (__name__,), make))
+
+
+def _fast(folder: pathlib.Path) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -375,9 +361,17 @@ def load_tokenizer(
         )
     except Exception as error:  # whatever a broken file brings about in either library
         raise UserError(f"cannot load the tokenizer in '{folder}': {error}") from error
-    return PretrainedTokenizer.from_fast(
-        tokenizer, _generation_stops(folder / "generation_config.json"), variables=variables
-    )
+    return _checked(tokenizer)
+
+
+def _checked(tokenizer: Any) -> Any:
+    """Raises UserError: a tokenizer of transformers that is not a fast one."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"the tokenizer {type(tokenizer).__name__} is not a fast one; convert it to a "
+            "'tokenizer.json' (save_pretrained of a fast tokenizer writes it)"
+        )
+    return tokenizer
 
 
 def check_fits(tokenizer: Tokenizer, vocabulary: int) -> None:
@@ -412,76 +406,3 @@ def _generation_stops(path: pathlib.Path) -> tuple[int, ...]:
     if not all(type(i) is int for i in stops):
         raise UserError(f"'{path}': 'eos_token_id' must be an id or a list of ids, not {stops!r}")
     return tuple(stops)
-
-
-def _wrap(
-    cls: type[PretrainedTokenizer],
-    tokenizer: Any,
-    stop_ids: tuple[int, ...],
-    variables: dict[str, Any],
-) -> PretrainedTokenizer:
-    import tokenizers
-
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    rules["truncation"] = rules["padding"] = None  # left over from whoever saved the file
-    if "dropout" in rules["model"]:
-        rules["model"]["dropout"] = None  # makes encoding random
-    eos = tokenizer.eos_token_id
-    stops = tuple(dict.fromkeys([*([] if eos is None else [eos]), *stop_ids]))
-    if not stops:
-        raise UserError(
-            "the tokenizer names no end token and no stop ids are given: name what ends a text, in "
-            "'eos_token' of 'tokenizer_config.json' or 'eos_token_id' of 'generation_config.json'"
-        )
-    ids = set(tokenizer.get_vocab().values())
-    if unknown := [i for i in stops if i not in ids]:
-        raise UserError(
-            f"the stop ids {unknown} are no tokens of this tokenizer, whose ids go up to {max(ids)}"
-        )
-
-    named = {str(token) for token in tokenizer.special_tokens_map.values() if token}
-    control, flags = {}, {}
-    for token in rules["added_tokens"]:
-        content = token["content"]
-        if token["special"] or content in named or token["id"] in stops:
-            token["special"] = True
-            flags[content] = (token["lstrip"], token["rstrip"])
-            control[content] = token["id"]
-    plain, prefix = without_prefix(rules)
-    backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
-    backend.encode_special_tokens = True  # special tokens in text are text
-
-    chat = None
-    if tokenizer.chat_template:
-        if importlib.util.find_spec("jinja2") is None:
-            raise UserError("chat templates need jinja2: pip install 'jinja2>=3.1.6'")
-        try:
-            template = tokenizer.get_chat_template()
-        except ValueError as error:  # several templates, none of them the default
-            raise UserError(f"cannot choose the tokenizer's chat template: {error}") from error
-        # A stored result must not depend on the day on which it was computed.
-        template = _CLOCK.sub(lambda m: json.dumps(_TODAY.strftime(m[2])), template)
-        words = [t["content"] for t in rules["added_tokens"] if not t["content"].isspace()]
-        written = [w for w in words if w in template]
-        names = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-        chat = ChatTemplate(template, names | variables, control, flags, written)
-        # A chat model whose end token is a document's still ends its turns in the template's way.
-        stops = tuple(dict.fromkeys([*stops, *chat.ends_turn()]))
-        chat.stop_ids = stops
-
-    letters = [t for t in sorted(tokenizer.get_vocab()) if len(t) == 1 and t not in control]
-    document = tokenizer("a" if "a" in letters else (*letters, "a")[0])["input_ids"]
-    bos = document[0] if len(document) > 1 and document[0] in control.values() else None
-    pad = tokenizer.pad_token_id
-    specials = _Specials(stops[0] if pad is None else pad, bos, stops[0], stops)
-    described = dict(
-        rules=rules,
-        control=control,
-        specials=specials,
-        template=chat and chat.template,
-        variables=chat and chat.variables,
-    )
-    identity = hashlib.sha256(
-        json.dumps(described, sort_keys=True, ensure_ascii=True).encode()
-    ).hexdigest()
-    return cls(backend, control, tokenizer.unk_token, specials, prefix, chat, identity)

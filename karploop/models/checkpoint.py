@@ -126,11 +126,15 @@ def load_params(checkpoint: Checkpoint, weights: Weights) -> Any:
     _check(checkpoint, abstract, slots, weights.model.config)
     params = {}
     for path, leaf in abstract.items():
-        stacked = len(slots[path]) == layers and path[0] == "layers"
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        host = np.empty(leaf.shape, leaf.dtype)
-        for index, one in enumerate(slots[path]):
-            host[index if stacked else ...] = one.to_ours(checkpoint.read(one.name), shape)
+        tensors = slots[path]
+        if len(tensors) == layers and path[0] == "layers":  # stacked
+            host = np.empty(leaf.shape, leaf.dtype)
+            for index, one in enumerate(tensors):
+                host[index] = one.to_ours(checkpoint.read(one.name), leaf.shape[1:])
+        else:
+            (one,) = tensors
+            host = one.to_ours(checkpoint.read(one.name), leaf.shape)
+            host = np.ascontiguousarray(host, leaf.dtype)  # most often what was read
         params[path] = put(host, shardings[path])
     return {"params": traverse_util.unflatten_dict(params)}
 

@@ -29,6 +29,8 @@ TYPES = tuple(
     GGMLQuantizationType[name] for name in "F32 F16 BF16 Q8_0 Q4_0 Q5_0 Q4_K Q5_K Q6_K".split()
 )
 
+_NUMBERS = 8192  # of a row that is dequantised, about
+
 _BLOCK = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -84,9 +86,11 @@ class GGUFCheckpoint:
     """A GGUF file, read as the Hugging Face checkpoint it was made from.
 
     Attributes:
+      file: its metadata and stored tensors.
       config: the config.json that belongs to it, with the keys of transformers 5.
     """
 
+    file: GGUFFile
     config: dict[str, Any]
 
     def __init__(self, path: str | os.PathLike):
@@ -97,7 +101,7 @@ class GGUFCheckpoint:
             missing, unknown, misshapen or of an unsupported type, or metadata that is missing or
             that the family's Hugging Face config cannot express.
         """
-        file = read_gguf(path)
+        self.file = file = read_gguf(path)
         self.path = file.path
         architecture = file.require("general.architecture")
         if architecture not in FAMILIES:
@@ -127,10 +131,14 @@ class GGUFCheckpoint:
         The array is the caller's own. Raises KeyError for an unknown name.
         """
         tensor = self._tensors[name]
-        # The package works on sixteen rows at a time, and an embedding has many: make them longer.
+        # The package works on sixteen rows at a time: made long enough to be worth the calls, and
+        # short enough to stay in a core's cache.
         rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-        rows = rows.reshape(len(rows) // math.gcd(len(rows), 256), -1)
-        values = np.array(gguf.dequantize(rows, tensor.type), np.float32).reshape(tensor.shape)
+        together = math.gcd(len(rows), 1 << (_NUMBERS // tensor.shape[-1]).bit_length())
+        values = gguf.dequantize(rows.reshape(len(rows) // together, -1), tensor.type)
+        if np.may_share_memory(values, tensor.data):  # was float32 in the file
+            values = values.copy()
+        values = values.reshape(tensor.shape)
         if name.endswith("norm.weight"):
             values -= np.float32(self._family.norm_shift)
         if self._family.permuted and ".self_attn.q_proj." in name:

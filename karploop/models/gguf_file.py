@@ -62,6 +62,7 @@ class GGUFFile:
     path: pathlib.Path
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]  # in the order of the file
+    header: memoryview  # the bytes that the metadata stand in; of splits, those of the first
 
     def require(self, key: str) -> Any:
         """The metadata under `key`. Raises UserError if there is none."""
@@ -103,7 +104,7 @@ def read_gguf(path: str | os.PathLike) -> GGUFFile:
             f"model: they are numbered {numbers} and hold {len(tensors)} of {expected} tensors. "
             "Copy all of them again, from one source"
         )
-    return GGUFFile(splits[0].path, splits[0].metadata, tensors)
+    return dataclasses.replace(splits[0], tensors=tensors)
 
 
 def join_parts(
@@ -273,7 +274,7 @@ class _Parser:
             raise ValueError(f"tensors aligned to {alignment!r} bytes")
         start = math.ceil(self.at / alignment) * alignment
         tensors = {name: self.tensor(name, *info, start) for name, *info in infos}
-        return GGUFFile(self.path, metadata, tensors)
+        return GGUFFile(self.path, metadata, tensors, self.bytes[: self.at])
 
     def take(self, size: int) -> memoryview:
         self.at += size
@@ -285,7 +286,7 @@ class _Parser:
         # Checked before multiplying: a corrupt count must not wrap or fill the memory.
         numbers = np.frombuffer(self.take(int(count) * np.dtype(dtype).itemsize), dtype)
         if dtype == "<f4":
-            return [float(text) for text in numbers.astype(str)]
+            return numbers.astype(str).astype(np.float64).tolist()
         return numbers.tolist()
 
     def uint32(self) -> int:
@@ -294,6 +295,18 @@ class _Parser:
     def string(self) -> str:
         return str(self.take(struct.unpack("<Q", self.take(8))[0]), "utf-8")
 
+    def strings(self, count: int) -> list[str]:
+        """Many of them, such as a vocabulary, in a third of the time of one after the other."""
+        found, data, at, size = [], self.bytes, self.at, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            (length,) = size(data, at)
+            start, at = at + 8, at + 8 + length
+            if at > len(data):
+                raise EOFError
+            found.append(str(data[start:at], "utf-8"))
+        self.at = at
+        return found
+
     def value(self, kind: GGUFValueType) -> Any:
         if kind == GGUFValueType.STRING:
             return self.string()
@@ -301,6 +314,8 @@ class _Parser:
             inner, (count,) = GGUFValueType(self.uint32()), self.array("<u8", 1)
             if inner in _SCALARS:
                 return self.array(_SCALARS[inner], count)
+            if inner == GGUFValueType.STRING:
+                return self.strings(count)
             return [self.value(inner) for _ in range(count)]
         return self.array(_SCALARS[kind], 1)[0]
 

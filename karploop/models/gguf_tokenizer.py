@@ -7,11 +7,10 @@ normaliser of SentencePiece's, which none of these families has.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from karploop.errors import UserError
-from karploop.models.gguf_file import GGUFFile, read_gguf
+from karploop.models.gguf_file import GGUFFile
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
 _SPACE = "\u2581"  # how SentencePiece writes one
@@ -30,18 +29,17 @@ _STYLES = {  # tokenizer.ggml.pre → how text is cut before pairs are merged
 _REGEX = {_LLAMA3: _WORDS + r"\p{N}{1,3}" + _OTHERS, _QWEN2: _WORDS + r"\p{N}" + _OTHERS}
 
 
-def gguf_tokenizer(path: str | os.PathLike):
+def gguf_tokenizer(file: GGUFFile):
     """The fast Hugging Face tokenizer of a GGUF file, with its chat template if it has one.
 
     Ids are the file's. Tokens that only fill up the vocabulary (of the type UNUSED) are left out.
     The beginning of text is added if the file says so; if it says nothing, as llama.cpp would.
 
     Raises:
-      UserError: no GGUF file, no vocabulary in it, or a kind of vocabulary that is not supported.
+      UserError: no vocabulary in it, or a kind of vocabulary that is not supported.
     """
     from transformers import PreTrainedTokenizerFast  # seconds to import, and not needed elsewhere
 
-    file = read_gguf(path)
     kind = file.require("tokenizer.ggml.model")
     if kind == "llama":
         tokenizer, adds_bos = _sentencepiece(file), True
@@ -49,8 +47,9 @@ def gguf_tokenizer(path: str | os.PathLike):
         tokenizer, adds_bos = _byte_level(file), _style(file) == _LLAMA3
     else:
         raise UserError(
-            f"'{path}' has a vocabulary of the kind '{kind}', which is not supported. Supported "
-            "are llama (SentencePiece) and gpt2 (byte-level pairs). Give the tokenizer separately"
+            f"'{file.path}' has a vocabulary of the kind '{kind}', which is not supported. "
+            "Supported are llama (SentencePiece) and gpt2 (byte-level pairs). Give the tokenizer "
+            "separately"
         )
     _add_tokens(tokenizer, file)
     architecture = file.metadata.get("general.architecture")

@@ -7,6 +7,7 @@ said within seconds.
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import shutil
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from karploop.config import ModelConfig
+from karploop.data.prepared import Prepared, kept, prepare
 from karploop.data.pretrained import (
     TOKENIZER_FILES,
     PretrainedTokenizer,
@@ -110,7 +112,7 @@ class LocalModel:
             return
         from karploop.models.gguf import gguf_tokenizer
 
-        gguf_tokenizer(self.path).save_pretrained(folder)
+        gguf_tokenizer(self.checkpoint.file).save_pretrained(folder)
         keys = ("bos_token_id", "eos_token_id")
         kept = {k: self.checkpoint.config[k] for k in keys if k in self.checkpoint.config}
         (folder / _GENERATION).write_bytes(to_json(kept))
@@ -128,8 +130,13 @@ def _tokenizer(path: pathlib.Path, checkpoint: Checkpoint) -> PretrainedTokenize
     from karploop.models.gguf import gguf_tokenizer
 
     stops = checkpoint.config.get("eos_token_id")
-    stops = [stops] if isinstance(stops, int) else stops or []
-    return PretrainedTokenizer.from_fast(gguf_tokenizer(path), tuple(stops))
+    stops = (stops,) if isinstance(stops, int) else tuple(stops or ())
+    header = hashlib.sha256(checkpoint.file.header).hexdigest()
+
+    def make() -> Prepared:
+        return prepare(gguf_tokenizer(checkpoint.file), stops, {})
+
+    return PretrainedTokenizer(kept([header, stops], (gguf_tokenizer.__module__,), make))
 
 
 def prompt_tokens(tokenizer: PretrainedTokenizer, prompt, where: str) -> list[int]:
