@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from karploop.compiling import keep_compiled
 from karploop.config import JudgeConfig, JudgingConfig, MeshConfig, RewardConfig, RoleConfig
 from karploop.data.fewshot import FewShot
 from karploop.data.problems import draw
@@ -248,6 +249,7 @@ def _judged(judge: str, kind: str, rows, settings: Settings, work, progress) -> 
 def _rewarded(known, of: dict[str, list[Row]], settings: Settings, progress) -> dict[str, list]:
     """Verdicts of reward models of every size and seed, all on the same hidden states."""
     model = LocalModel.describe(settings.model)
+    keep_compiled()
     mesh, spelling = make_mesh(MeshConfig()), Spelling(model, chat=False)
     replies = Replies.of(model, spelling, mesh, settings.batch)
     texts = [_asked(row["prompt"], row[side]) for row in known for side in ("chosen", "rejected")]

@@ -18,9 +18,9 @@ from collections.abc import Callable
 import jax
 
 from karploop import cli, loop
+from karploop.compiling import keep_compiled
 from karploop.config import Config
 from karploop.errors import RunFailed, UserError
-from karploop.files import cache_folder
 from karploop.forecast import loop_forecast
 from karploop.machinery import Machinery, prepare
 from karploop.mesh import any_process, is_main, main_first
@@ -67,7 +67,7 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
     stop = cli.StopRequest()
     stop.install()
     store = Store(workdir, progress.say)
-    _use_compilation_cache()
+    keep_compiled()
     with contextlib.ExitStack() as running:
         run = main_first(lambda: _start(store, run_name, machinery, running))
         running.callback(run.close)
@@ -120,10 +120,3 @@ def _check_endpoints(machinery: Machinery, say: Callable[[str], None]) -> None:
             machinery.roles.probe(phase.judge.seats if phase.judge else {})
     except RunFailed as down:
         say(f"{down}. Until it is asked, the run goes on")
-
-
-def _use_compilation_cache() -> None:
-    """Compiled programs outlive the process, so that a resumed run starts at once."""
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones add up

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from karploop.compiling import compiling, keep_compiled
 from karploop.config import MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.errors import UserError
 from karploop.jobs import GenerateJob, Output, Row, ScoreJob, check_job, identity_of
 from karploop.mesh import check_batch, make_mesh
+from karploop.models.checkpoint import load_params
 from karploop.reporting.progress import Progress, Stage
 from karploop.roles.local import LocalModel, prompt_tokens
 from karploop.sampling.distributions import Sampling
@@ -42,7 +44,7 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
     """
 
     def load(model: LocalModel, mesh: Mesh, rows: list[Row], prompts: list[list[int]]) -> Compute:
-        weights, params = model.load(mesh)
+        weights = model.weights(mesh)
         shared = shared_beginning(prompts)
         prefix = shared if len(prompts) > 1 and len(shared) >= _WORTH_SHARING else ()
         rests = [prompt[len(prefix) :] for prompt in prompts]
@@ -53,6 +55,14 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
             completion_length=job.max_new_tokens - 1,
             prefix=prefix,
         )
+        how = dict(
+            samples=job.n,
+            sampling=Sampling.of(job),
+            decoding=Decoding(job.slots, cache=job.cache, weights=job.weights),
+        )
+        first = max(map(len, rests[: job.batch]))
+        with compiling(lambda: sampler.lower_decode(job.batch, longest=first, **how)):
+            params = load_params(model.checkpoint, weights)
 
         def complete(part: range) -> Iterator[tuple[Row, int]]:
             completions = sampler.complete(
@@ -60,11 +70,9 @@ def generate(job: GenerateJob, source: str, target: str, progress: Progress) -> 
                 [rests[i] for i in part],
                 list(part),
                 jax.random.key(job.seed),
-                samples=job.n,
-                sampling=Sampling.of(job),
                 limits=[room_for(model, prompts[i], job.max_new_tokens) - 1 for i in part],
                 batch=job.batch,
-                decoding=Decoding(job.slots, cache=job.cache, weights=job.weights),
+                **how,
             )
             for i, of_row in zip(part, completions, strict=True):
                 found = [
@@ -120,9 +128,12 @@ def score(job: ScoreJob, source: str, target: str, progress: Progress) -> None:
         return pair
 
     def load(model: LocalModel, mesh: Mesh, rows: list[Row], pairs: list) -> Compute:
-        weights, params = model.load(mesh)
+        weights, lengths = model.weights(mesh), [len(start) + len(end) for start, end in pairs]
         buckets = lengths_for([start + end for start, end in pairs])
         sampler = Sampler(weights, model.tokenizer, prompt_length=buckets, completion_length=0)
+        first = max(lengths[: job.batch])
+        with compiling(lambda: sampler.lower_score(job.batch, longest=first)):
+            params = load_params(model.checkpoint, weights)
 
         def score_part(part: range) -> Iterator[tuple[Row, int]]:
             starts, ends = zip(*(pairs[i] for i in part), strict=True)
@@ -156,6 +167,7 @@ def _run(
       load: given all of them, what computes the finished rows of a part, each with its tokens.
     """
     check_job(job)
+    keep_compiled()
     model = LocalModel.describe(job.model, dtype=job.dtype)
     rows, encoded = [], []
     for where, row in located_rows(source):

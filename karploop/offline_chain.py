@@ -13,6 +13,7 @@ from karploop.chains.library import get_chain
 from karploop.chains.rehearsal import Rehearsal, copied
 from karploop.chains.rendering import Templates, load_templates, read_text
 from karploop.chains.run import Run, Runner, Settings
+from karploop.compiling import keep_compiled
 from karploop.config import ChainConfig, MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.endpoints.forecast import Tally
@@ -57,6 +58,7 @@ def run_file(
         job,
         dtype=config.dtype,
     )
+    keep_compiled()
     mesh = make_mesh(MeshConfig())
     check_batch(config.batch, mesh, "config.batch")
     with Output(target, identity_of(job, bound.identity())) as out:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from karploop.asking import transcript
+from karploop.compiling import keep_compiled
 from karploop.config import GOLD, MODELS, JudgingConfig, MeshConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.endpoints.forecast import Tally
@@ -63,6 +64,7 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
         for each in wanted:
             bound.check(seat, each)
     identity = identity_of(settings, judge.files, bound.identity())
+    keep_compiled()
     mesh = make_mesh(MeshConfig())
     check_batch(config.judge.batch, mesh, "config.judge.batch")
     name = f"{judge.name}-{identity[:8]}"

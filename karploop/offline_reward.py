@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from karploop.compiling import keep_compiled
 from karploop.config import MeshConfig, RewardConfig
 from karploop.data.comparisons import Comparison, Comparisons, read_comparisons
 from karploop.errors import UserError
@@ -47,6 +48,7 @@ def run_file(config: RewardConfig, source: str, target: str, progress: Progress)
     before = _before(folder)
     comparisons = read_comparisons(source)
     model, chat = _base(config)
+    keep_compiled()
     mesh = make_mesh(MeshConfig())
     check_batch(config.batch, mesh, "config.batch")
     _check_tuning(config, model, mesh)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from karploop.compiling import keep_compiled
 from karploop.config import MeshConfig
 from karploop.data.rows import located_rows
 from karploop.jobs import GenerateJob, check_job
@@ -41,6 +42,7 @@ def measure(job: GenerateJob, source: str, progress: Progress) -> dict[Decoding,
     check_job(job)
     model = LocalModel.describe(job.model, dtype=job.dtype)
     prompts = [read_prompt(model, row, where) for where, row in located_rows(source)]
+    keep_compiled()
     mesh = make_mesh(MeshConfig())
     check_batch(job.batch, mesh, "--batch")
     weights, params = model.load(mesh)

@@ -16,7 +16,7 @@ LAYERS = [
     {"config", "phases"},
     {"resolve"},
     {"fingerprint", "mesh", "curriculum", "sweeps", "files", "manifest", "rng"},
-    {"endpoints", "jobs", "asking"},
+    {"compiling", "endpoints", "jobs", "asking"},
     {"chains"},
     {"locks"},
     {"workspace"},

@@ -243,6 +243,38 @@ def test_identity_is_the_same_in_any_process_and_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", FAST)
+def test_what_was_found_out_once_is_kept(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    FAST[name].save_pretrained(tmp_path / "model")
+    first = load_tokenizer(tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.AutoTokenizer.from_pretrained", None)  # is not asked again
+        again = load_tokenizer(tmp_path / "model")
+    assert vars(again)["_prepared"] == vars(first)["_prepared"]
+    for text in TEXTS:
+        assert again.encode_prompt(text) == first.encode_prompt(text)
+    if first.has_template:
+        chat = [{"role": "user", "content": "<|im_end|> a"}, {"role": "assistant", "content": "b"}]
+        assert again.conversation(chat) == first.conversation(chat)
+
+    (kept,) = (tmp_path / "cache/karploop/tokenizers").iterdir()
+    for broken in (b"", b"{}\n{}", kept.read_bytes()[:40], b"\xff"):
+        kept.write_bytes(broken)
+        assert load_tokenizer(tmp_path / "model").identity == first.identity
+        assert kept.read_bytes() != broken, "and is mended"
+
+    (tmp_path / "model/generation_config.json").write_text('{"eos_token_id": [0]}')
+    assert load_tokenizer(tmp_path / "model").identity != first.identity
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    small.byte_level().save_pretrained(tmp_path / "model")
+    assert load_tokenizer(tmp_path / "model") == wrap(small.byte_level())
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_a_saved_tokenizer_loads_as_it_was(name, tmp_path):
     FAST[name].save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))

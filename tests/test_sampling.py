@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
+from karploop.compiling import compiling
 from karploop.config import GenerateConfig, ObjectiveConfig
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
@@ -552,6 +553,37 @@ def test_one_program_serves_all_prompts_keys_and_limits(model, sampler):
     with counted_compilations() as compiled:
         complete(sampler, model[1], samples=2)
     assert compiled, "the counter must notice what does compile"
+
+
+def test_what_is_compiled_ahead_is_what_calls_run(model, tokenizer):
+    weights, params = model
+    sampler = Sampler(weights, tokenizer, prompt_length=[4, 6], completion_length=7)
+    how = dict(samples=3, sampling=MIXED, decoding=Decoding(8))
+    lowered = (
+        lambda: sampler.lower_decode(8, **how),
+        lambda: sampler.lower_decode(8, longest=3, **how),
+        lambda: sampler.lower_score(8),
+        lambda: sampler.lower_score(8, longest=5),
+    )
+    for lower in lowered:
+        with counted_compilations() as compiled, compiling(lower):
+            pass
+        assert compiled
+    with counted_compilations() as compiled:
+        complete(sampler, params, **how)
+        sampler.complete(params, ["9"], [1], KEY, limits=[2], batch=8, **how)
+        sampler.score(params, ["123456"], ["1234567"], 8)
+        sampler.score(params, ["1"], ["2"], 8)
+    assert not compiled
+
+
+def test_what_fails_to_compile_ahead_is_left_to_the_call(model, tokenizer):
+    def lower():
+        raise RuntimeError("out of memory")
+
+    with compiling(lower):
+        done = True
+    assert done
 
 
 def test_sampling_in_the_loop_costs_what_sampling_alone_does(model, sampler, tokenizer, tmp_path):

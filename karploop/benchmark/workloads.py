@@ -87,7 +87,9 @@ class Drawing:
         """
         self._name, self._wanted, self._params = name, wanted, params
         self._prompts = subject.tokens(1, *wanted.lengths)
-        self._batch, self._slots = (subject.rows(n) for n in (len(wanted.lengths), wanted.slots))
+        self._batch = subject.rows(len(wanted.lengths))
+        decoding = Decoding(subject.rows(wanted.slots))
+        self._how = dict(samples=wanted.samples, sampling=Sampling(), decoding=decoding)
         start = 0 if subject.tokenizer.bos_id is None else 1  # the sampler makes room for one
         self._sampler = Sampler(
             subject.weights,
@@ -97,6 +99,12 @@ class Drawing:
             stop_ids=NO_STOP,
         )
 
+    def lower(self) -> jax.stages.Lowered:
+        """The program that calls run."""
+        return self._sampler.lower_decode(
+            self._batch, longest=max(map(len, self._prompts)), **self._how
+        )
+
     def __call__(self, call: int, params: Any = None) -> list[list[Completion]]:
         """The completions of all prompts; other random numbers in each call."""
         found = self._sampler.complete(
@@ -104,11 +112,9 @@ class Drawing:
             self._prompts,
             range(len(self._prompts)),
             jax.random.key(call),
-            samples=self._wanted.samples,
-            sampling=Sampling(),
             limits=[new - 1 for new in self._wanted.new],
             batch=self._batch,
-            decoding=Decoding(self._slots),
+            **self._how,
         )
         self._check(found)
         return found

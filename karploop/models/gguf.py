@@ -131,13 +131,14 @@ class GGUFCheckpoint:
         The array is the caller's own. Raises KeyError for an unknown name.
         """
         tensor = self._tensors[name]
-        # The package works on sixteen rows at a time: made long enough to be worth the calls, and
-        # short enough to stay in a core's cache.
+        # The package works on sixteen rows at a time, here made long enough to be worth the calls,
+        # and keeps all of them before it joins them: a part at a time stays in a core's cache.
         rows = tensor.data.reshape(-1, tensor.data.shape[-1])
         together = math.gcd(len(rows), 1 << (_NUMBERS // tensor.shape[-1]).bit_length())
-        values = gguf.dequantize(rows.reshape(len(rows) // together, -1), tensor.type)
-        if np.may_share_memory(values, tensor.data):  # was float32 in the file
-            values = values.copy()
+        rows = rows.reshape(len(rows) // together, -1)
+        values = np.empty((len(rows), math.prod(tensor.shape) // len(rows)), np.float32)
+        for part in (slice(start, start + 16) for start in range(0, len(rows), 16)):
+            values[part] = gguf.dequantize(rows[part], tensor.type)
         values = values.reshape(tensor.shape)
         if name.endswith("norm.weight"):
             values -= np.float32(self._family.norm_shift)

@@ -85,9 +85,13 @@ class LocalModel:
         check_fits(tokenizer, vocabulary)
         return cls(file, checkpoint, config, vocabulary, tokenizer)
 
+    def weights(self, mesh: Mesh) -> Weights:
+        """The architecture on the mesh."""
+        return Weights(self.config, self.vocabulary, mesh)
+
     def load(self, mesh: Mesh) -> tuple[Weights, Any]:
-        """The architecture on the mesh, and its parameters."""
-        weights = Weights(self.config, self.vocabulary, mesh)
+        """The same, and its parameters."""
+        weights = self.weights(mesh)
         return weights, load_params(self.checkpoint, weights)
 
     def files(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from karploop.compiling import compiling
 from karploop.config import GenerateConfig
 from karploop.data.prompting import Prompting
 from karploop.mesh import Begun
@@ -35,7 +36,9 @@ def generate(
       limit: most tokens of a completion, without its stop token, by the prompt's difficulty.
     """
     prompts = context.inputs["prompts"].table(PROMPTS_FILE).to_pydict()
-    params = weights.load(context.inputs["params"])
+    how = dict(samples=config.samples, sampling=Sampling.of(config), decoding=Decoding.of(config))
+    with compiling(lambda: sampler.lower_decode(config.batch, **how)):
+        params = weights.load(context.inputs["params"])
     tables = []
     count = len(prompts["prompt"])
 

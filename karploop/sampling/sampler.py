@@ -66,7 +66,13 @@ class Sampler:
         extra = 0 if len(prefix) else len(_start(tokenizer))
         self.prompt_lengths = sorted(length + extra for length in lengths)
         self.completion_length = completion_length + 1
-        self.mesh, self._abstract = weights.mesh, weights.abstract
+        self.mesh = weights.mesh
+        # As the parameters are: the compiler is asked for the same program as by a call.
+        self._abstract = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            weights.abstract,
+            weights.shardings,
+        )
         model, mesh = weights.model, weights.mesh
         rows, whole = batch_sharding(mesh), replicated(mesh)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -201,21 +207,29 @@ class Sampler:
         samples: int,
         sampling: Sampling,
         decoding: Decoding = WHOLE_BATCH,
+        longest: int | None = None,
     ) -> jax.stages.Lowered:
-        """The program of `complete` for the longest prompts, from shapes alone."""
-        tokens_PxL = jax.ShapeDtypeStruct((batch, self.prompt_lengths[-1]), np.int32)
-        ids_P, numbers_P = (jax.ShapeDtypeStruct((batch,), t) for t in (np.uint32, np.int32))
+        """The program of `complete`, from shapes alone.
+
+        Args:
+          longest: tokens of the longest of the prompts; None: as long as any can be.
+        """
+        lengths = self.prompt_lengths
+        length = lengths[-1] if longest is None else _smallest(lengths, longest)
+        tokens_PxL = self._rows((batch, length), np.int32)
+        ids_P, numbers_P = (self._rows((batch,), t) for t in (np.uint32, np.int32))
         key = jax.eval_shape(lambda: jax.random.key(0))
         given = (tokens_PxL, numbers_P, ids_P, numbers_P, key, self.prefix)
         return self._decode.lower(
             self._abstract, *given, samples, sampling, self._on_mesh(decoding)
         )
 
-    def lower_score(self, batch: int) -> jax.stages.Lowered:
-        """The program of `score` for the longest texts, from shapes alone."""
-        longest = self.prompt_lengths[-1] + self.completion_length
-        tokens_BxL = jax.ShapeDtypeStruct((batch, longest), np.int32)
-        numbers_B = jax.ShapeDtypeStruct((batch,), np.int32)
+    def lower_score(self, batch: int, *, longest: int | None = None) -> jax.stages.Lowered:
+        """The program of `score`, from shapes alone; `longest` as of `lower_decode`, of texts."""
+        lengths = self._text_lengths()
+        length = lengths[-1] if longest is None else _smallest(lengths, longest)
+        tokens_BxL = self._rows((batch, length), np.int32)
+        numbers_B = self._rows((batch,), np.int32)
         return self._score.lower(self._abstract, tokens_BxL, numbers_B, numbers_B, self.prefix)
 
     def score(
@@ -234,8 +248,8 @@ class Sampler:
         texts = [self.tokenizer.encode(c) if isinstance(c, str) else c for c in continuations]
         ends = [[*tokens, *end] for tokens in texts]
         longest = max(len(s) + len(e) for s, e in zip(starts, ends, strict=True))
-        shapes = [length + self.completion_length for length in self.prompt_lengths]
-        tokens_BxL = np.full((batch, _smallest(shapes, longest)), self.tokenizer.pad_id, np.int32)
+        length = _smallest(self._text_lengths(), longest)
+        tokens_BxL = np.full((batch, length), self.tokenizer.pad_id, np.int32)
         starts_B, lengths_B = np.ones(batch, np.int32), np.ones(batch, np.int32)
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
             starts_B[row], lengths_B[row] = len(start), len(start) + len(end)
@@ -257,6 +271,13 @@ class Sampler:
             params, put(tokens_PxL, rows), put(lengths_P, rows), options_O, self.prefix
         )
         return to_host(logprobs_PxO)[: len(prompts)]
+
+    def _rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
+
+    def _text_lengths(self) -> list[int]:
+        """Of prompt and continuation: lengths that `score` is compiled for."""
+        return [length + self.completion_length for length in self.prompt_lengths]
 
     def _ids(self, prompt: Prompt) -> list[int]:
         """A text's tokens, behind the start token unless a prefix has it; given tokens as given."""

@@ -1,0 +1,41 @@
+"""Compiled programs: kept from one process to the next, and made while something else is read."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+
+from karploop.files import cache_folder
+
+
+def keep_compiled() -> None:
+    """Compiled programs outlive the process, so that its like starts at once.
+
+    They lie where JAX_COMPILATION_CACHE_DIR says or, if it does not, in the cache folder.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones add up
+
+
+@contextlib.contextmanager
+def compiling(lower: Callable[[], jax.stages.Lowered]) -> Iterator[None]:
+    """Compiles a program in a thread while the block does something else, and waits for it.
+
+    Who calls the program afterwards finds it compiled, as long as shapes and settings are the same;
+    what goes wrong here, it meets again.
+    """
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            lower().compile()
+
+    thread = threading.Thread(target=work, name="compiling")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
