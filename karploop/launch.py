@@ -98,7 +98,8 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
 def _set_aside() -> None:
     """Spares the garbage collector what will live as long as the process: modules and programs.
 
-    It would walk these 400,000 objects about twice a round, in 0.15 seconds each time.
+    It would walk these 400,000 objects once or twice a round, in 0.17 seconds each time. Garbage is
+    collected first, that none of it is kept.
     """
     gc.collect()
     gc.freeze()
