@@ -64,6 +64,10 @@ class Record:
         return cls.from_table(cls._schema().empty_table())
 
     @classmethod
+    def columns(cls) -> list[str]:
+        return [f.name for f in dataclasses.fields(cls)]
+
+    @classmethod
     def _schema(cls) -> pa.Schema:
         return pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in dataclasses.fields(cls)])
 
@@ -121,8 +125,7 @@ class Samples(Record):
     @classmethod
     def gather(cls, inputs: Mapping[str, Artifact]) -> Samples:
         """The samples of all members, laid end to end: inputs 'samples_0', 'samples_1', …"""
-        names = [f.name for f in dataclasses.fields(cls)]
-        tables = [artifact.table(SAMPLES_FILE, names) for artifact in _members(inputs)]
+        tables = [a.table(SAMPLES_FILE, cls.columns()) for a in _members(inputs)]
         return cls.from_table(pa.concat_tables(tables))
 
     @staticmethod
