@@ -11,6 +11,7 @@ the first round on, so that nothing in it is doubled or missing.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import jax
 
 from karploop import cli, loop
+from karploop.bindings import BASE, Round
 from karploop.compiling import keep_compiled
 from karploop.config import Config
 from karploop.errors import RunFailed, UserError
@@ -75,14 +77,32 @@ def launch(config: Config, workdir: str, run_name: str | None, *, dry_run: bool 
         _check_endpoints(machinery, progress.say)
         for line in loop_forecast(machinery):
             progress.say(line)
+        running.callback(gc.unfreeze)
+        _set_aside()
+
+        def after_round(done: Round) -> None:
+            run.add_round(done)
+            if done.index == BASE:  # most of what will be compiled has been
+                _set_aside()
+
         try:
-            params = loop.run(machinery, Stages(store, progress, stop), run.add_round)
+            params = loop.run(machinery, Stages(store, progress, stop), after_round)
         except Stopped:
             progress.say(f"stopped; resume with: {cli.command()}")
             return 0
         hashes = [params_sha256(artifact.manifest) for artifact in params.values()]
         run.finish(hashes, time.time() - started)
     return 0
+
+
+def _set_aside() -> None:
+    """Spares the garbage collector what will live as long as the process: modules and programs.
+
+    It would walk these 400,000 objects once or twice a round, in 0.17 seconds each time. Garbage is
+    collected first, that none of it is kept.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _start(

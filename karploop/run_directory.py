@@ -112,6 +112,7 @@ class RunDirectory:
             }
             | ({"stopped": done.stopped} if done.stopped else {})
         )
+        self._writer.flush()
         write_json_atomic(self.path / "summary.json", self.summary)
         self._upload()
 

@@ -18,7 +18,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -93,8 +93,13 @@ class Artifact:
                 "compute all that follows from it anew"
             )
 
-    def table(self, name: str) -> pa.Table:
-        return pq.read_table(self.path(name))
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A file's rows; with `columns`, no more of it is read than these."""
+        return pq.read_table(self.path(name), columns=columns)
+
+    def metadata(self, name: str) -> pq.FileMetaData:
+        """How many rows and which columns a table has, which is not read."""
+        return pq.read_metadata(self.path(name))
 
 
 @dataclass

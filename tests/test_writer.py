@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -19,14 +20,18 @@ def lines(directory) -> list[dict]:
 
 
 def scalars(directory) -> list[tuple[str, int, float]]:
-    """(tag, step, value) of all event files; the record format is length, crc, bytes, crc."""
+    """(tag, step, value) of all event files."""
+    return [(v.tag, e.step, v.simple_value) for e in events(directory) for v in e.summary.value]
+
+
+def events(directory) -> list[Event]:
+    """Of all event files; the record format is length, crc, bytes, crc."""
     found = []
     for path in sorted((directory / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
             size = int.from_bytes(data[at : at + 8], "little")
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+            found.append(Event.FromString(data[at + 12 : at + 12 + size]))
             at += size + 16
     return found
 
@@ -38,6 +43,29 @@ def test_records_and_events(tmp_path):
             {"kind": "train", "step": 7, "round": 2, "loss": 0.5, "tokens": 4096}
         ], "a record must be readable before the writer is closed"
     assert scalars(tmp_path) == [("train/loss", 7, 0.5), ("train/tokens", 7, 4096.0)]
+
+
+def test_a_step_is_one_event_and_is_there_after_a_flush(tmp_path):
+    before = time.time()
+    with RunWriter(tmp_path) as writer:
+        writer.write("train", 3, {"loss": 0.5, "tokens": 4096})
+        writer.write("train", 4, {"loss": 0.25, "tokens": 4096})
+        writer.flush()
+        start, *steps = events(tmp_path)
+    assert start.file_version, "TensorBoard tells an event file by its first record"
+    assert [(e.step, len(e.summary.value)) for e in steps] == [(3, 2), (4, 2)]
+    assert all(before <= e.wall_time <= time.time() for e in steps)
+
+
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    with RunWriter(tmp_path) as writer:
+        writer.write("train", 0, {"loss": 1.0})
+        with monkeypatch.context() as full, pytest.raises(OSError, match="disk full"):
+            full.setattr(os, "fsync", fail)
+            writer.flush()
 
 
 def test_what_is_no_number_becomes_null(tmp_path):

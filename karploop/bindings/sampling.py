@@ -136,6 +136,7 @@ class Sampling(Shared):
 
     def next_reach(self, reach: Reach, samples: dict[int, Artifact], selection: Artifact) -> Reach:
         """The difficulties of the next round, by what this round kept of samples without a hint."""
-        rows, own_S = Samples.gather(inputs_of(samples)), ~Samples.by_hint(inputs_of(samples))
+        inputs = inputs_of(samples)
+        difficulty_S, own_S = Samples.difficulties(inputs), ~Samples.by_hint(inputs)
         kept_S = Selection.from_table(selection.table(SELECTION_FILE)).kept_S
-        return following(self.config, reach, rows.difficulty_S[own_S], kept_S[own_S])
+        return following(self.config, reach, difficulty_S[own_S], kept_S[own_S])

@@ -138,7 +138,7 @@ class Training(Shared):
                 lesson = self._experience(index, inputs, history[-1], history[0])
             else:
                 lesson = self._preferences(objective.lesson, index, inputs)
-        return lesson, lesson.table(RECORDS[objective.lesson][1]).num_rows
+        return lesson, lesson.metadata(RECORDS[objective.lesson][1]).num_rows
 
     def _preferences(self, kind: str, index: int, inputs: dict[str, Artifact]) -> Artifact:
         """Pairs, or single completions that are good or bad."""

@@ -142,7 +142,7 @@ class CharTokenizer:
           UserError: a character is not in the alphabet.
         """
         try:
-            return [self._id_of[c] for c in text]
+            return list(map(self._id_of.__getitem__, text))
         except KeyError as error:
             raise UserError(
                 f"CharTokenizer: the character {error.args[0]!r} of {text!r} is not in the "

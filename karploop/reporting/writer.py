@@ -5,6 +5,7 @@ import math
 import numbers
 import pathlib
 import sys
+import time
 from typing import Any
 
 from etils import epath
@@ -13,13 +14,13 @@ from karploop.files import write_atomic
 
 # It would import torch where that is installed, seconds of every start, to take its tensors too.
 _torch, sys.modules["torch"] = sys.modules.get("torch"), None
-from tensorboardX import SummaryWriter  # noqa: E402
+from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event  # noqa: E402
+from tensorboardX.summary import scalar  # noqa: E402
 
 del sys.modules["torch"]
 if _torch is not None:
     sys.modules["torch"] = _torch
-
-_TENSORBOARD_FLUSH_SECONDS = 10
 
 
 def jsonable(value: Any) -> Any:
@@ -63,10 +64,11 @@ class RunWriter:
         for stale in events.glob("events.out.tfevents.*"):
             stale.unlink()
         self._metrics = (directory / "metrics.jsonl").open("w", encoding="utf-8")
-        self._events = SummaryWriter(str(events), flush_secs=_TENSORBOARD_FLUSH_SECONDS)
+        # Not its SummaryWriter, which hands every number of every step to a thread by a queue.
+        self._events: EventsWriter | None = EventsWriter(str(events / "events"))
 
     def write(self, kind: str, step: int, values: dict[str, float | None], **tags: Any) -> None:
-        """Writes one record, on disk when the call returns (events some seconds later).
+        """Writes one record, which readers see when the call returns (events after `flush`).
 
         Args:
           kind: what was measured ("train", "eval", "round", …); prefixes the TensorBoard tags.
@@ -85,14 +87,22 @@ class RunWriter:
         line = json.dumps(jsonable(record | values), allow_nan=False)
         self._metrics.write(line + "\n")
         self._metrics.flush()
+        event = Event(wall_time=time.time(), step=step)
         for name, value in values.items():
             if value is not None:
-                self._events.add_scalar(f"{kind}/{name}", float(value), step)
+                event.summary.MergeFrom(scalar(f"{kind}/{name}", float(value)))
+        self._events.write_event(event)
+
+    def flush(self) -> None:
+        """Shows TensorBoard what has been written."""
+        self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes both; a second call does nothing."""
         self._metrics.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
     def __enter__(self) -> "RunWriter":
         return self

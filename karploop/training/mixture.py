@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from karploop.config import RegimeConfig, TrainConfig
 from karploop.records import HINTED_FILE, Record
@@ -37,11 +38,11 @@ def mix(
     """
     kept = sorted((n for n in inputs if n.startswith("kept_")), key=lambda n: int(n[5:]))
     names = [*(["seed"] if "seed" in inputs else []), *kept]
-    tables = [(name, inputs[name].table(file)) for name in names]
+    files = [(name, file) for name in names]
     if "seed" in inputs and HINTED_FILE in inputs["seed"].manifest.files:
-        tables.insert(1, ("seed", inputs["seed"].table(HINTED_FILE)))
-    names, parts = zip(*((name, kind.from_table(table)) for name, table in tables), strict=True)
-    part_N = np.repeat(names, [len(part) for part in parts])
+        files.insert(1, ("seed", HINTED_FILE))
+    parts = [inputs[name].table(file, kind.columns()) for name, file in files]
+    part_N = np.repeat([name for name, _ in files], [len(part) for part in parts])
     chosen_N = np.ones(len(part_N), bool)
     if kept and regime.data == "budget":
         # A labelled row that counts as any other comes out of the budget, too.
@@ -49,7 +50,7 @@ def mix(
         chosen_N[rng.permutation(drawn)[regime.budget :]] = False
     if kept and regime.seed_share == 0 and (part_N != "seed").any():
         chosen_N &= part_N != "seed"
-    rows = kind.from_table(kind.concatenate(parts).to_table().filter(chosen_N))
+    rows = kind.from_table(pa.concat_tables(parts).filter(chosen_N))
     part_N = part_N[chosen_N]
     groups = []
     if kept and regime.seed_share > 0:
