@@ -12,7 +12,7 @@ next begins.
 Where devices split the batch into parts, each part has the matrix to itself, and sums its gradient
 by itself; what crosses the network does so before and behind the loops.
 
-Shape suffixes: P parts of the batch, K groups of positions, N positions of a group, T parts of the
+Shape suffixes: P parts of the batch, N positions (of a group, inside the loops), T parts of the
 vocabulary (tensor parallelism), V rows of the matrix in one part of the vocabulary, C rows of a
 block, E model width. Of a matrix that is no embedding E comes before T and V.
 """
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 # Logits at once, and most columns of them: on a CPU as many as its caches hold.
 _ON_CPU, _ELSEWHERE = (1 << 19, 1 << 10), (1 << 22, 1 << 12)
+_FINER = 8  # small groups in a whole one
 _LOW = -1e30  # instead of −inf, of which differences are NaN
 
 
@@ -122,6 +123,19 @@ def _for_platform(function, *fixed):
     )
 
 
+class _Group(NamedTuple):
+    """Positions that are read together."""
+
+    start: jax.Array
+    size: int
+
+    def of(self, x, axis: int = 1):
+        return jax.lax.dynamic_slice_in_dim(x, self.start, self.size, axis)
+
+    def put(self, x_PxTxN, value):
+        return jax.lax.dynamic_update_slice_in_dim(x_PxTxN, value, self.start, 2)
+
+
 class _Blocks:
     """How positions and rows are cut."""
 
@@ -132,23 +146,29 @@ class _Blocks:
         self.shards, self.rows = matrix.shape[1:3] if form.tied else matrix.shape[2:]
         self.columns = min(columns, self.rows)
         self.group = min(self.positions, max(1, logits // self.columns))
+        self.fine = -(-self.group // _FINER)
         self.number = -(-self.rows // self.columns)
-        self.groups = -(-self.positions // self.group)
-        self.wanted = jnp.minimum(-(-count // self.group), self.groups).astype(jnp.int32)
+        self.count = jnp.minimum(count, self.positions).astype(jnp.int32)
         self.axis = 2 if form.tied else 3  # of the matrix: its rows
         self.weight = "ptce" if form.tied else "petc"
 
-    def grouped(self, x_PxN):
-        """(P, N, …) → (K, P, n, …), filled up with zeros."""
-        spare = self.groups * self.group - self.positions
-        x_PxN = jnp.pad(x_PxN, [(0, 0), (0, spare)] + [(0, 0)] * (x_PxN.ndim - 2))
-        shape = (self.parts, self.groups, self.group, *x_PxN.shape[2:])
-        return jnp.moveaxis(x_PxN.reshape(shape), 1, 0)
+    def over_groups(self, function, found):
+        """`function` of a group and what was found in those before, until all that is wanted is
+        read: in whole groups and, if that is less than half of one, the rest in small ones."""
+        whole = (self.count + (self.group - 1) // 2) // self.group
+        rest = jnp.maximum(0, -(-(self.count - whole * self.group) // self.fine))
 
-    def joined(self, x_KxPxN):
-        x_PxKxN = jnp.moveaxis(x_KxPxN, 0, 1)
-        shape = (self.parts, self.groups * self.group, *x_PxKxN.shape[3:])
-        return x_PxKxN.reshape(shape)[:, : self.positions]
+        def loop(found, first, size, times):
+            def one(k, found):
+                return function(_Group(first + k * size, size), found)
+
+            return jax.lax.fori_loop(0, times, one, found)
+
+        return loop(loop(found, 0, self.group, whole), whole * self.group, self.fine, rest)
+
+    def filled(self, x_PxN):
+        """With zeros, as far as a group may reach that begins among the positions."""
+        return jnp.pad(x_PxN, [(0, 0), (0, self.group - 1)] + [(0, 0)] * (x_PxN.ndim - 2))
 
     def block(self, matrix, i):
         """Its rows in the dtype of products, where they begin, and which of them no block before
@@ -186,14 +206,14 @@ def _forward(form, means, sizes, hidden_PxNxE, matrix, targets_PxN, count):
     """logprobs_PxN, best_PxN, the logarithms lse_PxN of sums of exponentials and, for `means`, the
     rows' mean_PxNxE, each weighted with its probability and the slope of its logit (else ())."""
     cut = _Blocks(form, sizes, hidden_PxNxE, matrix, count)
-    hidden_KxPxNxE, targets_KxPxN = cut.grouped(hidden_PxNxE), cut.grouped(targets_PxN)
+    hidden_PxNxE, targets_PxN = cut.filled(hidden_PxNxE), cut.filled(targets_PxN)
 
     def over_block(i, found):
         rows, start, fresh_C = cut.block(matrix, i)
 
-        def over_group(k, found):
-            most, whole, picked, sums = jax.tree.map(lambda x: x[k], found)
-            logits_PxTxNxC = cut.logits(hidden_KxPxNxE[k], rows, fresh_C)
+        def over_group(group, found):
+            most, whole, picked, sums = jax.tree.map(lambda x: group.of(x, 2), found)
+            logits_PxTxNxC = cut.logits(group.of(hidden_PxNxE), rows, fresh_C)
             more = jnp.maximum(most, logits_PxTxNxC.max(-1))
             less, shares_PxTxNxC = jnp.exp(most - more), jnp.exp(logits_PxTxNxC - more[..., None])
             whole = whole * less + shares_PxTxNxC.sum(-1)
@@ -201,59 +221,59 @@ def _forward(form, means, sizes, hidden_PxNxE, matrix, targets_PxN, count):
                 if form.softcap:
                     shares_PxTxNxC *= _flattened(form, logits_PxTxNxC)
                 sums = sums * less[..., None] + cut.summed(shares_PxTxNxC, rows)
-            offsets, inside = cut.hits(targets_KxPxN[k], start)
+            offsets, inside = cut.hits(group.of(targets_PxN), start)
             at = jnp.clip(offsets, 0, cut.columns - 1)[..., None]
             here = jnp.take_along_axis(logits_PxTxNxC, at, axis=-1)[..., 0]
             # The last block may hold it a second time, as very low.
             picked = jnp.where(inside, jnp.maximum(picked, here), picked)
-            now = more, whole, picked, sums
-            return jax.tree.map(lambda x, value: x.at[k].set(value), found, now)
+            return jax.tree.map(group.put, found, (more, whole, picked, sums))
 
-        return jax.lax.fori_loop(0, cut.wanted, over_group, found)
+        return cut.over_groups(over_group, found)
 
-    none = jnp.zeros((cut.groups, cut.parts, cut.shards, cut.group), jnp.float32)
+    none = jnp.zeros((cut.parts, cut.shards, hidden_PxNxE.shape[1]), jnp.float32)
     wide = jnp.zeros((*none.shape, hidden_PxNxE.shape[-1]), jnp.float32) if means else ()
     start = (none + _LOW, none, none + _LOW, wide)
-    most, whole, picked, sums = jax.lax.fori_loop(0, cut.number, over_block, start)
-    top = most.max(2)
-    less = jnp.exp(most - top[:, :, None])
+    found = jax.lax.fori_loop(0, cut.number, over_block, start)
+    most, whole, picked, sums = jax.tree.map(lambda x: x[:, :, : cut.positions], found)
+    top = most.max(1)
+    less = jnp.exp(most - top[:, None])
     # Nothing is NaN where nothing is wanted.
-    whole, picked = jnp.maximum(jnp.sum(whole * less, axis=2), 1e-30), picked.max(2)
+    whole, picked = jnp.maximum(jnp.sum(whole * less, axis=1), 1e-30), picked.max(1)
     lse = top + jnp.log(whole)
-    mean = jnp.sum(sums * less[..., None], axis=2) / whole[..., None] if means else ()
-    return jax.tree.map(cut.joined, (picked - lse, picked >= top, lse, mean))
+    mean = jnp.sum(sums * less[..., None], axis=1) / whole[..., None] if means else ()
+    return picked - lse, picked >= top, lse, mean
 
 
 def _of_matrix(form, sizes, hidden_PxNxE, matrix, targets_PxN, count, lse_PxN, slopes_PxN):
     """The matrix's gradient."""
     cut = _Blocks(form, sizes, hidden_PxNxE, matrix, count)
     given = (hidden_PxNxE, targets_PxN, lse_PxN, slopes_PxN)
-    hidden_KxPxNxE, targets_KxPxN, lse_KxPxN, slopes_KxPxN = map(cut.grouped, given)
+    hidden_PxNxE, targets_PxN, lse_PxN, slopes_PxN = map(cut.filled, given)
 
     def over_block(i, whole):
         rows, start, fresh_C = cut.block(matrix, i)
 
-        def over_group(k, block):
-            hidden_PxNxE = hidden_KxPxNxE[k]
-            logits = cut.logits(hidden_PxNxE, rows, fresh_C)
-            offsets, _ = cut.hits(targets_KxPxN[k], start)
+        def over_group(group, block):
+            hidden, targets, lse, slopes = (
+                group.of(x) for x in (hidden_PxNxE, targets_PxN, lse_PxN, slopes_PxN)
+            )
+            logits = cut.logits(hidden, rows, fresh_C)
+            offsets, _ = cut.hits(targets, start)
             columns_1x1x1xC = jnp.arange(cut.columns)[None, None, None]
             picked = (columns_1x1x1xC == offsets[..., None]) & fresh_C[None, None, None]
-            shares = jnp.exp(logits - lse_KxPxN[k][:, None, :, None])
-            slopes_PxTxNxC = slopes_KxPxN[k][:, None, :, None] * (
-                picked.astype(jnp.float32) - shares
-            )
+            shares = jnp.exp(logits - lse[:, None, :, None])
+            slopes_PxTxNxC = slopes[:, None, :, None] * (picked.astype(jnp.float32) - shares)
             if form.softcap:
                 slopes_PxTxNxC *= _flattened(form, logits)
             return block + jnp.einsum(
                 f"ptnc,pne->{cut.weight}",
                 slopes_PxTxNxC.astype(form.dtype),
-                hidden_PxNxE,
+                hidden,
                 preferred_element_type=jnp.float32,
             )
 
         none = jnp.zeros(rows.shape, jnp.float32)
-        block = jax.lax.fori_loop(0, cut.wanted, over_group, none)
+        block = cut.over_groups(over_group, none)
         if cut.rows % cut.columns:
             block += jax.lax.dynamic_slice_in_dim(whole, start, cut.columns, cut.axis)
         return jax.lax.dynamic_update_slice_in_dim(whole, block, start, cut.axis)
