@@ -18,15 +18,16 @@ from karploop.training.packing import Tokenized, pack
 from karploop.training.trainer import Trainer
 
 
+@pytest.mark.parametrize("wanted", [(1, 4, 5, 10), (), range(14), range(9)])
 @pytest.mark.parametrize("columns, at_once", [(1, 1), (3, 2), (4, 3), (100, 5), (5, 14)])
 @pytest.mark.parametrize("shape", [{}, dict(tied=True), dict(tied=True, logit_softcap=0.7)])
 def test_blocks_change_neither_value_nor_gradient(
-    make_weights, make_params, monkeypatch, shape, columns, at_once
+    make_weights, make_params, monkeypatch, shape, columns, at_once, wanted
 ):
     weights = make_weights(**shape)
     model, params = weights.model, make_params(weights)
     columns = min(columns, model.vocabulary)
-    wanted_2x7 = jnp.array([[0, 1, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 0, 0]], bool)
+    wanted_2x7 = jnp.isin(jnp.arange(14).reshape(2, 7), jnp.array(wanted, jnp.int32))
     hidden_2x7xE = jax.random.normal(jax.random.key(0), (2, 7, 16))
     targets_2x7 = jax.random.randint(jax.random.key(1), (2, 7), 0, model.vocabulary)
 
