@@ -181,6 +181,15 @@ def _mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
+def laid_out(abstract: Any, shardings: Any) -> Any:
+    """Shapes and types of a tree of arrays, and where each lies."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+
+
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A global array from a host array that every process holds whole."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

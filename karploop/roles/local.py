@@ -118,8 +118,8 @@ class LocalModel:
 
         gguf_tokenizer(self.checkpoint.file).save_pretrained(folder)
         keys = ("bos_token_id", "eos_token_id")
-        kept = {k: self.checkpoint.config[k] for k in keys if k in self.checkpoint.config}
-        (folder / _GENERATION).write_bytes(to_json(kept))
+        stops = {k: self.checkpoint.config[k] for k in keys if k in self.checkpoint.config}
+        (folder / _GENERATION).write_bytes(to_json(stops))
 
 
 def _from_package(name: str) -> pathlib.Path:

@@ -12,7 +12,7 @@ import numpy as np
 
 from karploop.data.tokenizer import Tokenizer
 from karploop.errors import UserError
-from karploop.mesh import Begun, batch_parts, batch_sharding, put, replicated, to_host
+from karploop.mesh import Begun, batch_parts, batch_sharding, laid_out, put, replicated, to_host
 from karploop.models.for_decoding import quantised, turned
 from karploop.models.weights import Weights
 from karploop.sampling.distributions import Sampling
@@ -68,11 +68,7 @@ class Sampler:
         self.completion_length = completion_length + 1
         self.mesh = weights.mesh
         # As the parameters are: the compiler is asked for the same program as by a call.
-        self._abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            weights.abstract,
-            weights.shardings,
-        )
+        self._abstract = laid_out(weights.abstract, weights.shardings)
         model, mesh = weights.model, weights.mesh
         rows, whole = batch_sharding(mesh), replicated(mesh)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -214,8 +210,7 @@ class Sampler:
         Args:
           longest: tokens of the longest of the prompts; None: as long as any can be.
         """
-        lengths = self.prompt_lengths
-        length = lengths[-1] if longest is None else _smallest(lengths, longest)
+        length = _smallest(self.prompt_lengths, longest)
         tokens_PxL = self._rows((batch, length), np.int32)
         ids_P, numbers_P = (self._rows((batch,), t) for t in (np.uint32, np.int32))
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -226,8 +221,7 @@ class Sampler:
 
     def lower_score(self, batch: int, *, longest: int | None = None) -> jax.stages.Lowered:
         """The program of `score`, from shapes alone; `longest` as of `lower_decode`, of texts."""
-        lengths = self._text_lengths()
-        length = lengths[-1] if longest is None else _smallest(lengths, longest)
+        length = _smallest(self._text_lengths(), longest)
         tokens_BxL = self._rows((batch, length), np.int32)
         numbers_B = self._rows((batch,), np.int32)
         return self._score.lower(self._abstract, tokens_BxL, numbers_B, numbers_B, self.prefix)
@@ -310,9 +304,10 @@ def _start(tokenizer: Tokenizer) -> list[int]:
     return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
 
-def _smallest(lengths: Sequence[int], needed: int) -> int:
-    """The first of the ascending lengths that suffices, or the last."""
-    return next((length for length in lengths if length >= needed), lengths[-1])
+def _smallest(lengths: Sequence[int], needed: int | None) -> int:
+    """The first of the ascending lengths that suffices, or the last; None needs the last."""
+    enough = (length for length in lengths if needed is not None and length >= needed)
+    return next(enough, lengths[-1])
 
 
 def batches(count: int, size: int) -> list[range]:

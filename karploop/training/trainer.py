@@ -11,7 +11,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from karploop.config import LoraConfig, ObjectiveConfig, OptimizerConfig
-from karploop.mesh import batch_sharding, put, replicated, to_host
+from karploop.mesh import batch_sharding, laid_out, put, replicated, to_host
 from karploop.models.decoder import Decoder, packed_mask
 from karploop.models.likelihood import token_logprobs
 from karploop.models.weights import Weights
@@ -176,11 +176,7 @@ class Trainer:
         abstract = jax.eval_shape(optimizer.init, parts.abstract)
         opt_shardings = _follow(abstract, parts.shardings, whole)
         self.shardings = TrainState(parts.shardings, opt_shardings)
-        self.abstract = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            TrainState(parts.abstract, abstract),
-            self.shardings,
-        )
+        self.abstract = laid_out(TrainState(parts.abstract, abstract), self.shardings)
 
         compared = teacher if objective.reads == DIVERGENCES else None
         # Of what a step reads and does not change.
