@@ -101,6 +101,7 @@ _read.defvjp(_keep, _back, symbolic_zeros=True)
 
 def _rows_of(form, matrix, targets_PxN):
     """The matrix's row of each target, (P, N, E)."""
+    matrix = matrix.astype(form.dtype)
     if form.tied:
         rows_PxVxE = matrix.reshape(matrix.shape[0], -1, matrix.shape[-1])
         return jnp.take_along_axis(rows_PxVxE, targets_PxN[..., None], axis=1, mode="clip")
