@@ -318,6 +318,16 @@ def laid(x_BxLxE: jax.Array, rows: NamedSharding | None) -> jax.Array:
     return x_BxLxE if rows is None else jax.lax.with_sharding_constraint(x_BxLxE, rows)
 
 
+def gathered(matrix: jax.Array, rows: NamedSharding | None, axis: int) -> jax.Array:
+    """A matrix of two axes, whole along the one that fsdp splits. Its gradient is, too, before it
+    crosses the network: what several uses have of it is then summed first, and sent once."""
+    if rows is None:
+        return matrix
+    spec = [PartitionSpec.UNCONSTRAINED] * 2
+    spec[axis] = None
+    return jax.lax.with_sharding_constraint(matrix, NamedSharding(rows.mesh, PartitionSpec(*spec)))
+
+
 def _by_rows(table_VxE: jax.Array, hidden_BxE: jax.Array) -> jax.Array:
     """Products of hidden states, of any leading shape, with the rows of a table, in float32."""
 
@@ -405,10 +415,7 @@ class Decoder(nn.Module):
         memory, L is 1, `offset` is the time, and the mask is a pair, `Memory.masks`.
         """
         c = self.config
-        table_VxE = self.embedding
-        if self.rows is not None:  # as every other matrix, whole along the axis that fsdp splits
-            whole = NamedSharding(self.rows.mesh, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
-            table_VxE = jax.lax.with_sharding_constraint(table_VxE, whole)
+        table_VxE = gathered(self.embedding, self.rows, axis=1)
         x_BxLxE = jnp.take(table_VxE, tokens_BxL, axis=0).astype(c.dtype)
         if c.embedding_scale:
             x_BxLxE = x_BxLxE * jnp.asarray(c.width**0.5, c.dtype)  # rounded, as it was trained

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from karploop.models.decoder import Decoder
+from karploop.models.decoder import Decoder, gathered
 from karploop.models.head import Form, read_targets
 from karploop.models.if_wanted import if_wanted
 
@@ -73,6 +73,7 @@ def _head(model: Decoder, params: Any) -> jax.Array:
     """
     tied = model.config.tied
     matrix = params["params"]["embedding" if tied else "head"]
+    matrix = gathered(matrix, model.rows, axis=1 if tied else 0)
     parts = model.parts
     shards = model.rows.mesh.shape["tensor"] if model.rows is not None else 1
     if model.vocabulary % shards:
