@@ -265,6 +265,20 @@ def test_a_tpu_that_is_not_here(libtpu):
     assert step["estimate"]["worst"] >= step["estimate"]["best"] > 0
 
 
+def test_the_gradients_of_a_tied_matrix_cross_the_network_as_one(libtpu):
+    arguments = ("--topology=v5e:2x4", "--programs=train step", "--config.mesh.tensor=2")
+    settings = ("--config.mesh.fsdp=4", "--config.train.rows=8")
+    result = _dryrun("--config=configs/shapes.py:2b", "--json", *arguments, *settings)
+    assert result.returncode == 0, result.stderr
+    sent = [
+        each["bytes"]
+        for each in json.loads(result.stdout)["programs"]["train step"]["collectives"]
+        if each["axes"] == "fsdp" and each["kind"] in ("all-reduce", "reduce-scatter")
+    ]
+    once = 151_936 * 2048 / 2 * 4 * 2 * (4 - 1) / 4  # its half in float32, round a ring
+    assert 0 < sum(sent) < 1.1 * once, "other matrices' are summed as they are sent"
+
+
 @pytest.mark.slow
 def test_what_is_too_large_for_a_tpu_ends_with_3(libtpu):
     result = _dryrun(
