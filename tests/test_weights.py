@@ -5,6 +5,8 @@ import types
 
 import jax
 import numpy as np
+import pytest
+from flax import traverse_util
 
 from karploop.models.weights import FILE
 
@@ -67,3 +69,17 @@ def test_at_most_two_sets_of_parameters_stay_on_the_devices(make_weights, make_p
     first = weights.load(saved[0])
     assert weights.load(saved[2]) is newest and weights.load(saved[0]) is first
     assert len(weights._live) == 2
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_shapes_are_those_of_what_is_drawn(make_weights, scan):
+    """In the order of the drawn tree too, which decides that of a file."""
+    shape = dict(layers=11, pattern="ssf", window=4, positions="rope", tied=True, post_norms=True)
+    weights = make_weights(scan=scan, **shape)
+    drawn = jax.eval_shape(weights.init, jax.random.key(0))
+    assert list(traverse_util.flatten_dict(drawn)) == list(
+        traverse_util.flatten_dict(weights.abstract)
+    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), drawn) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), weights.abstract
+    )

@@ -18,8 +18,8 @@ real ones; output lengths of w4 are geometric, drawn from config.seed, and enfor
     sft, sft_lora, dpo, grpo   one update
     loop                   rounds of --loop, a whole loop, by stage
     in_loop                its stage `generate`, and the sampler alone on the same prompts
-    start                  from the command to the first token, --repeats times without compiled
-                           programs and (part `warm`) with them
+    start, start_one       from the command to the first tokens of w1 or w2, --repeats times without
+                           compiled programs and (part `warm`) with them
 
 On a CPU only a machine that does nothing else measures anything: `load` says whether it did.
 """
@@ -36,7 +36,7 @@ from absl import flags
 
 from experiments.bench.process import DEFAULT_CONFIG, call, check_output, vocabulary_of
 from karploop import cli
-from karploop.benchmark.names import RATES, WORKLOADS, chosen
+from karploop.benchmark.names import RATES, STARTS, WORKLOADS, chosen
 from karploop.config import Config
 
 FLAGS = flags.FLAGS
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     rates, rows = _call(RATES, {}), []
     print(report.rates_line(rates), file=sys.stderr)
     for name in names:
-        row = _start() if name == "start" else _call(name, {"limit": rates["limit"]})
+        row = _start(name) if name in STARTS else _call(name, {"limit": rates["limit"]})
         row = {"workload": name, "machine": FLAGS.machine, "repeats": FLAGS.repeats} | row
         row["rates"] = {key: rates[key] for key in ("flops", "copied", "read")}
         rows.append(row)
@@ -97,8 +97,8 @@ def _child(config: Config, loop: Config, vocabulary: int | None) -> int:
         row = run.run_loop(loop, FLAGS.repeats)
     elif name == "in_loop":
         row = run.run_in_loop(loop, FLAGS.repeats)
-    elif name == "start":
-        row = run.run_start(config, vocabulary, told["began"])
+    elif name in STARTS:
+        row = run.run_start(name, config, vocabulary, told["began"])
     else:
         row = run.run_work(name, config, vocabulary, FLAGS.repeats, told["limit"])
     file.write_text(json.dumps(row))
@@ -109,21 +109,21 @@ def _call(name: str, told: dict[str, Any], cache: str | None = None) -> dict[str
     return call("experiments.bench", _ARGUMENTS, name, told, cache)
 
 
-def _start() -> dict[str, Any]:
+def _start(name: str) -> dict[str, Any]:
     """From the command to the first token, without compiled programs and with them."""
     cold, warm = [], []
     for _ in range(FLAGS.repeats):
         with tempfile.TemporaryDirectory() as cache:
-            cold.append(_call("start", {}, cache))
-            warm.append(_call("start", {}, cache))
+            cold.append(_call(name, {}, cache))
+            warm.append(_call(name, {}, cache))
 
-    def median(rows: list[dict[str, Any]], name: str) -> float:
-        return statistics.median(row[name] for row in rows)
+    def median(rows: list[dict[str, Any]], step: str) -> float:
+        return statistics.median(row[step] for row in rows)
 
     steps = ("imports", "parameters", "sampling")
     parts = {step: median(cold, step) for step in steps} | {"warm": median(warm, "seconds")}
     parts |= {f"warm {step}": median(warm, step) for step in steps}
-    row = {name: value for name, value in cold[-1].items() if name not in steps}
+    row = {key: value for key, value in cold[-1].items() if key not in steps}
     seconds = [each["seconds"] for each in cold]
     return row | {"seconds": statistics.median(seconds), "all_seconds": seconds, "parts": parts}
 

@@ -21,8 +21,10 @@ WORKLOADS = {
     "grpo": "4 prompts of 64 tokens, 4 samples each of 32 new, and one step on them",
     "loop": "rounds of a whole loop",
     "in_loop": "sampling in a loop's stage, beside the sampler alone",
-    "start": "from the command to the first token",
+    "start": "from the command to the first tokens of w1",
+    "start_one": "from the command to the first token of w2",
 }
+STARTS = {"start": "w1", "start_one": "w2"}  # and whose first tokens they wait for
 
 
 def chosen(text: str, known: Collection[str] = tuple(WORKLOADS)) -> list[str]:

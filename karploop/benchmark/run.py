@@ -7,27 +7,30 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from karploop.benchmark import inside, learning, whole, workloads
+from karploop.benchmark import workloads
 from karploop.benchmark.costs import Rates, total
 from karploop.benchmark.measure import machine, memory, timed
 from karploop.benchmark.rates import measure_rates
+from karploop.benchmark.starting import first_token
 from karploop.benchmark.subject import Subject, make_subject
 from karploop.benchmark.workloads import Work
 from karploop.config import Config
 
 Row = dict[str, Any]
-_MAKE: dict[str, Callable[[str, Subject], Work]] = {
-    **dict.fromkeys(("w1", "w2", "w3", "w4"), workloads.draw),
-    **dict.fromkeys(("score", "score_prefix"), workloads.rate),
-    **dict.fromkeys(("sft", "sft_lora"), learning.imitate),
-    "dpo": learning.prefer,
-    "grpo": learning.reinforce,
-}
 
 
 def make(name: str, subject: Subject) -> Work:
     """A workload of one model, ready to be timed."""
-    return _MAKE[name](name, subject)
+    from karploop.benchmark import learning  # not before it is needed: a start is timed, too
+
+    makers: dict[str, Callable[[str, Subject], Work]] = {
+        **dict.fromkeys(("w1", "w2", "w3", "w4"), workloads.draw),
+        **dict.fromkeys(("score", "score_prefix"), workloads.rate),
+        **dict.fromkeys(("sft", "sft_lora"), learning.imitate),
+        "dpo": learning.prefer,
+        "grpo": learning.reinforce,
+    }
+    return makers[name](name, subject)
 
 
 def run_rates(config: Config, vocabulary: int | None, repeats: int) -> Row:
@@ -71,15 +74,17 @@ def run_work(
     }
 
 
-def run_start(config: Config, vocabulary: int | None, began: float) -> Row:
+def run_start(name: str, config: Config, vocabulary: int | None, began: float) -> Row:
     """One way to the first token, of a process that began at `began`."""
     busy = machine()
     subject = make_subject(config, vocabulary)
-    return {**_of("start", subject, busy), **whole.first_token(subject, began), **memory()}
+    return {**_of(name, subject, busy), **first_token(name, subject, began), **memory()}
 
 
 def run_loop(config: Config, repeats: int) -> Row:
     """Rounds of a loop."""
+    from karploop.benchmark import whole
+
     busy = machine()
     found = whole.loop_rounds(config, repeats)
     parts = {name: statistics.median(each) for name, each in found["parts"].items()}
@@ -91,6 +96,8 @@ def run_loop(config: Config, repeats: int) -> Row:
 
 def run_in_loop(config: Config, repeats: int) -> Row:
     """Sampling in a loop, and by the sampler alone."""
+    from karploop.benchmark import inside
+
     busy = machine()
     found = inside.sampling_in_loop(config, repeats)
     parts = {name: statistics.median(each) for name, each in found["parts"].items()}

@@ -1,4 +1,4 @@
-"""Workloads that are more than one call: rounds of a loop, and the way to the first token."""
+"""Rounds of a whole loop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ import tempfile
 import time
 from typing import Any
 
-import jax
-
-from karploop.benchmark.subject import Subject
-from karploop.benchmark.workloads import Asked, Drawing
 from karploop.catalogue import read_catalogue
-from karploop.compiling import compiling
 from karploop.config import Config
 from karploop.errors import RunFailed
 from karploop.launch import launch
@@ -75,25 +70,3 @@ def _last_commit(store: Store, stages: list[tuple[str, str]]) -> float:
 
 def _stage(name: str) -> str:
     return name.partition(".")[0]
-
-
-def first_token(subject: Subject, began: float) -> dict[str, float]:
-    """Seconds from `began` (of the clock `time.time`) until the first token of `w1`'s program.
-
-    The program is compiled for 64 new tokens and asked for one. Parts: `imports` until this is
-    called; `parameters` read or drawn, while programs are compiled; `sampling` once both are there.
-    """
-    called = time.time()
-    drawing = Drawing("start", subject, Asked([64] * 32, [1] * 32, 1, 32, (64,)), room=64)
-    with compiling(drawing.lower):
-        subject.tokenizer.encode(subject.tokenizer.decode(drawing.prompts[0]))  # as text's are
-        params = jax.block_until_ready(subject.load())
-    loaded = time.time()
-    drawing(0, params)
-    done = time.time()
-    return {
-        "seconds": done - began,
-        "imports": called - began,
-        "parameters": loaded - called,
-        "sampling": done - loaded,
-    }

@@ -27,6 +27,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,10 @@ class PretrainedTokenizer:
         control, unknown = prepared.control, prepared.unknown
         self._control_ids = frozenset(control.values()) - {control.get(unknown)}
         self._unknown = (unknown, control.get(unknown))
-        self._starts_control = at_start_of(control)
+
+    @functools.cached_property
+    def _starts_control(self) -> re.Pattern:
+        return at_start_of(self._prepared.control)
 
     @functools.cached_property
     def _backend(self) -> Any:

@@ -10,10 +10,12 @@ the three identifies parameters by its own SHA-256.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -54,21 +56,16 @@ class Weights:
         self.model = Decoder(config, vocabulary)
         self._source = source
         self.mesh = mesh
-        tokens_1x1 = jnp.ones((1, 1), jnp.int32)
-        self._example = (tokens_1x1, packed_mask(tokens_1x1), tokens_1x1)
-        self.boxed = boxed = jax.eval_shape(self._init, jax.random.key(0))
+        self.boxed = boxed = _shapes(self.model)
         self.abstract = nn.unbox(boxed)
         self.shardings = parameter_shardings(boxed, mesh)
         self.decode_shardings = parameter_shardings(boxed, mesh, DECODE_RULES)
         self._jit_init = jax.jit(
-            lambda key: nn.unbox(self._init(key)), out_shardings=self.shardings
+            lambda key: nn.unbox(_init(self.model, key)), out_shardings=self.shardings
         )
         # The base is not donated: the next round's adapter is trained on it.
         self._jit_merge = jax.jit(merge, static_argnums=2, out_shardings=self.shardings)
         self._live: dict[str, Any] = {}  # SHA-256 → parameters
-
-    def _init(self, key):
-        return self.model.init(key, *self._example, method="init_all")
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, made in place on the mesh."""
@@ -213,3 +210,21 @@ def _write(path: pathlib.Path, tree: Any, metadata: dict[str, str] | None = None
 
 def _tree(host: dict[str, np.ndarray]) -> Any:
     return traverse_util.unflatten_dict(host, sep="/")
+
+
+def _init(model: Decoder, key: jax.Array) -> Any:
+    """Fresh parameters in their boxes, which name logical axes."""
+    tokens_1x1 = jnp.ones((1, 1), jnp.int32)
+    return model.init(key, tokens_1x1, packed_mask(tokens_1x1), tokens_1x1, method="init_all")
+
+
+def _shapes(model: Decoder) -> Any:
+    """The same without numbers. Unrolled layers are all alike: one of them is traced."""
+    one = model if model.config.scan else model.clone(config=replace(model.config, layers=1))
+    found = jax.eval_shape(functools.partial(_init, one), jax.random.key(0))
+    if one is model:
+        return found
+    params = dict(found["params"])
+    layer = params.pop("layers_0")
+    params |= {f"layers_{i}": layer for i in range(model.config.layers)}
+    return found | {"params": dict(sorted(params.items()))}  # as JAX sorts trees
