@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
 
 from karploop.files import cache_folder
+
+_SWITCH_SECONDS = 5e-4
 
 
 def keep_compiled() -> None:
@@ -34,8 +37,13 @@ def compiling(lower: Callable[[], jax.stages.Lowered]) -> Iterator[None]:
             lower().compile()
 
     thread = threading.Thread(target=work, name="compiling")
+    # Whoever reads tensors gives the interpreter up in each call, and would wait the usual 5 ms to
+    # get it back from the thread that traces.
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     thread.start()
     try:
         yield
     finally:
         thread.join()
+        sys.setswitchinterval(usual)
