@@ -50,6 +50,7 @@ def look_into_sampling(
       Of each device: bytes of `temporaries` besides the cache and of `parameters` while decoding;
       elements of the largest all-gather `outside` of and `inside` the loops, and of the `smallest`
       matrix; `turned`: how often keys or values are copied or transposed, of prompts in the loops;
+      `written`: in the loops, what makes a ring: one step's column put into it, or a copy;
       `dots`: matrix products inside the loops.
     """
     import jax
@@ -96,14 +97,13 @@ def look_into_sampling(
         )
         if x.ndim > 1
     ]  # fmt: skip
-    # Half of the layers keep a window, the others all columns: of prompts each layer by itself, and
-    # of new tokens all but the last.
+    # Half of the layers keep a window, the others all columns, and of new tokens all but the last.
     decoded, heads = (slots or prompts) // parts, config.kv_heads // mesh.shape["tensor"]
-    half = config.layers // 2
-    rings = [f"{half},{decoded * samples},{heads},{columns},128" for columns in (32, length - 1)]
+    half, rows = config.layers // 2, decoded * samples
+    rings = [f"{rows},{heads},{columns},128" for columns in (32, length - 1)]
     read = [f"1,{decoded},{heads},{columns},128" for columns in (32, length)]
     assert all(f"[{kept}]" in inside for kept in rings)
-    held = 2 * (sum(map(_size, rings)) + half * sum(map(_size, read)))
+    held = 2 * half * sum(map(_size, (*rings, *read)))
     itemsize = np.dtype(config.dtype).itemsize
     # Where fsdp splits parameters, what is gathered for decoding is a temporary, and meant to be.
     split = axes.get("fsdp", 1) > 1
@@ -127,6 +127,11 @@ def look_into_sampling(
         )
         # What was read is taken from the prefill's cache, once.
         + sum(bool({*shapes} & {*read}) for shapes, _ in results(inside, "copy", "transpose")),
+        "written": sum(
+            shapes[0] in rings
+            for shapes, _ in results(inside, "fusion", "copy")
+            if len(shapes) == 1
+        ),
         "dots": len(re.findall(r" (?:dot|convolution)\(", inside)),
     }
 

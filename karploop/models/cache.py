@@ -9,8 +9,9 @@ Layers with a sliding window keep the window alone.
 
 Columns lie next to one another, behind the heads: so do the products of attention read them, and a
 program that read them in another order would have to turn the cache around at its loop's entry.
-Unrolled layers have prefix and prompts by themselves: to take a layer out of a stack is a copy on a
-CPU. Rings are stacked all the same, for of a layer's own one XLA makes three copies a step.
+Unrolled layers have theirs by themselves: to take a layer out of a stack is a copy on a CPU. A ring
+of one has no axis of size 1: of what is reshaped between writing and reading, XLA's CPU backend
+makes three copies a step.
 
 Shape suffixes as in `decoder.py`; R rows (of one prefix, of prompts, or of what is decoded),
 C columns, N layers of a stack.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,6 +68,8 @@ def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
 class Columns(NamedTuple):
     """Columns of a stack of layers, as they are stored.
 
+    The ring of an unrolled layer has no axis N, and none for heads if there is but one.
+
     Attributes:
       scales_NxRxKxC: what int8 values are to be multiplied with, of keys and of values; else None.
     """
@@ -76,26 +80,37 @@ class Columns(NamedTuple):
 
     @property
     def width(self) -> int:
-        return self.k_NxRxKxCxD.shape[3]
+        return self.k_NxRxKxCxD.shape[-2]
 
     def with_step(self, index, k_Rx1xKxD, v_Rx1xKxD, now) -> Columns:
+        """With the column of time `now`, of a layer of the stack or, without an index, of all."""
+
         def put(into, x_RxKx1):
-            start = (index, 0, 0, now % self.width) + (0,) * (into.ndim - 4)
-            return jax.lax.dynamic_update_slice(into, x_RxKx1[None], start)
+            axis = into.ndim - x_RxKx1.ndim + 2  # of columns
+            start, shape = [0] * into.ndim, list(into.shape)
+            start[axis], shape[axis] = now % self.width, 1
+            if index is not None:
+                start[0], shape[0] = index, 1
+            return jax.lax.dynamic_update_slice(into, x_RxKx1.reshape(shape), start)
 
         k_RxKx1xD, v_RxKx1xD = jnp.swapaxes(k_Rx1xKxD, 1, 2), jnp.swapaxes(v_Rx1xKxD, 1, 2)
         return jax.tree.map(put, self, stored(k_RxKx1xD, v_RxKx1xD, self.k_NxRxKxCxD.dtype))
 
-    def read(self, index, dtype) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of one layer."""
-        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), self)
-        k, v = one.k_NxRxKxCxD.astype(dtype), one.v_NxRxKxCxD.astype(dtype)
-        if one.scales_NxRxKxC is None:
-            return k, v
-        return tuple(
-            x * scale[..., None].astype(dtype)
-            for x, scale in zip((k, v), one.scales_NxRxKxC, strict=True)
-        )
+    def read(self, index, heads: int, dtype) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of one layer, (R, K, C, D)."""
+        one = self
+        if index is not None:
+            one = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), self
+            )
+
+        def number(x, scale):
+            x = x.astype(dtype)
+            x = x if scale is None else x * scale[..., None].astype(dtype)
+            return x.reshape(-1, heads, *x.shape[-2:])
+
+        of_k, of_v = one.scales_NxRxKxC or (None, None)
+        return number(one.k_NxRxKxCxD, of_k), number(one.v_NxRxKxCxD, of_v)
 
 
 def stored(k: jax.Array, v: jax.Array, dtype) -> Columns:
@@ -123,51 +138,53 @@ class Read(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a layer's columns are; of `stack` and `ring`, index in that one."""
+    """Where a layer's columns are: in which stack, and where in it."""
 
     stack: int
-    in_stack: int
-    ring: int
-    in_ring: int
+    index: int
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["stacks", "rings"],
-    meta_fields=["places", "windows"],
+    meta_fields=["places", "windows", "unrolled"],
 )
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """What rows see while they are decoded; as many rows of each prompt, one after the other.
 
     Attributes:
-      stacks: of each unrolled layer; under scan of each kind.
-      rings: of each kind, full attention or sliding window, what rows wrote themselves.
+      stacks: of each unrolled layer; under scan of each kind, full attention or sliding window.
+      rings: likewise, what rows wrote themselves.
       places: of each layer.
-      windows: of each kind, most columns that are seen; 0: all.
+      windows: of each stack, most columns that are seen; 0: all.
+      unrolled: rings are those of single layers.
     """
 
     stacks: tuple[Read, ...]
     rings: tuple[Columns, ...]
     places: tuple[Place, ...]
     windows: tuple[int, ...]
+    unrolled: bool
 
     @property
     def by_kind(self) -> bool:
         """Whether full and sliding layers keep something else."""
-        return len(self.rings) == 2
+        return len(set(self.windows)) == 2
 
     def extended(self, layer, sliding: Flag, k_Rx1xKxD, v_Rx1xKxD, now):
         """With the keys and values of time `now`; and the layer's, part by part."""
-        if isinstance(layer, int):
-            stack, in_stack, ring, in_ring = self.places[layer]
-        else:  # under scan
-            stack = ring = int(self.by_kind and sliding)
-            in_stack = in_ring = jnp.array([at.in_ring for at in self.places], jnp.int32)[layer]
-        own = self.rings[ring].with_step(in_ring, k_Rx1xKxD, v_Rx1xKxD, now)
-        rings = (*self.rings[:ring], own, *self.rings[ring + 1 :])
-        read = [(part, in_stack) for part in self.stacks[stack] if part is not None]
-        parts = (part.read(index, k_Rx1xKxD.dtype) for part, index in [*read, (own, in_ring)])
+        if self.unrolled:
+            stack, index = self.places[layer]
+        else:
+            stack = int(self.by_kind and sliding)
+            index = jnp.array([at.index for at in self.places], jnp.int32)[layer]
+        in_ring = None if self.unrolled else index
+        own = self.rings[stack].with_step(in_ring, k_Rx1xKxD, v_Rx1xKxD, now)
+        rings = (*self.rings[:stack], own, *self.rings[stack + 1 :])
+        heads, dtype = k_Rx1xKxD.shape[2], k_Rx1xKxD.dtype
+        read = [(part, index) for part in self.stacks[stack] if part is not None]
+        parts = (part.read(at, heads, dtype) for part, at in [*read, (own, in_ring)])
         return dataclasses.replace(self, rings=rings), tuple(parts)
 
     def masks(self, now, lengths_R: jax.Array, steps_R: jax.Array):
@@ -178,9 +195,9 @@ class Memory:
           steps_R: tokens of its own so far, the one of time `now` among them.
         """
 
-        def mask(kind: int):
-            stack = next(self.stacks[at.stack] for at in self.places if at.ring == kind)
-            window = self.windows[kind]
+        def mask(window: int):
+            index = self.windows.index(window)
+            stack, ring = self.stacks[index], self.rings[index]
 
             def behind(width):  # how many tokens of its part stand behind a column
                 return jnp.arange(width - 1, -1, -1, dtype=jnp.int32)[None]
@@ -192,14 +209,14 @@ class Memory:
             prompts_1xC = behind(stack.prompts.width)
             found = [
                 (prompts_1xC < lengths_Rx1) & near(prompts_1xC + steps_Rx1),
-                _ages(self.rings[kind].width, now)[None] < steps_Rx1,
+                _ages(ring.width, now)[None] < steps_Rx1,
             ]
             if stack.prefix is not None:
                 prefix_1xC = behind(stack.prefix.width)
                 found.insert(0, near(prefix_1xC + lengths_Rx1 + steps_Rx1))
             return tuple(each[:, None] for each in found)
 
-        masks = [mask(kind) for kind in range(len(self.rings))]
+        masks = [mask(window) for window in sorted(set(self.windows))]  # full attention first
         return masks[0], masks[-1]
 
     def with_prompts(self, prompts: Sequence[Columns]) -> Memory:
@@ -258,31 +275,41 @@ def init_memory(
     before = 0 if prefix is None else prefix.positions_BxS.shape[1]
     bound = config.window if 0 < config.window < before + length + new else 0
     of_layers = [bound if sliding else 0 for sliding in config.sliding_layers]
-    windows = tuple(sorted(set(of_layers)))  # full attention first
-    kinds = [[n for n, window in enumerate(of_layers) if window == kind] for kind in windows]
+    kinds = [
+        [n for n, window in enumerate(of_layers) if window == kind]
+        for kind in sorted(set(of_layers))  # full attention first
+    ]
     groups = kinds if config.scan else [[n] for n in range(config.layers)]
 
     def seen(columns, layers):
         window = of_layers[layers[0]]
         return min(columns, window) if window else columns
 
-    def empty(layers, rows, columns):
-        width = seen(columns, layers)
-        shape = (len(layers), rows, config.key_value_heads, width, config.head_width)
-        x = jnp.zeros(shape, dtype)
-        scale = jnp.zeros(shape[:-1], jnp.float32)
+    def empty(lead, columns):
+        x = jnp.zeros((*lead, columns, config.head_width), dtype)
+        scale = jnp.zeros(x.shape[:-1], jnp.float32)
         return Columns(x, x, (scale, scale) if x.dtype == jnp.int8 else None)
 
     def read(layers):
         kept = prefix and _kept(prefix, layers, seen(before, layers), jnp.dtype(dtype))
-        return Read(kept, empty(layers, prompts, length))
+        lead = (len(layers), prompts, config.key_value_heads)
+        return Read(kept, empty(lead, seen(length, layers)))
 
-    def where(layer, lists):
-        return next((n, of.index(layer)) for n, of in enumerate(lists) if layer in of)
+    def ring(layers):
+        heads = config.key_value_heads
+        lead = (prompts * samples, heads)
+        if config.scan:
+            lead = (len(layers), *lead)
+        elif heads == 1:
+            lead = lead[:1]
+        return empty(lead, seen(new, layers))
 
+    places = [(n, group.index(layer)) for n, group in enumerate(groups) for layer in group]
+    by_layer = dict(zip(itertools.chain(*groups), places, strict=True))
     return Memory(
         tuple(map(read, groups)),
-        tuple(empty(layers, prompts * samples, new) for layers in kinds),
-        tuple(Place(*where(n, groups), *where(n, kinds)) for n in range(config.layers)),
-        windows,
+        tuple(map(ring, groups)),
+        tuple(Place(*by_layer[layer]) for layer in range(config.layers)),
+        tuple(of_layers[group[0]] for group in groups),
+        not config.scan,
     )
