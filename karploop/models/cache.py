@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -147,7 +146,7 @@ class Place(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["stacks", "rings"],
-    meta_fields=["places", "windows", "unrolled"],
+    meta_fields=["places", "windows"],
 )
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -158,14 +157,12 @@ class Memory:
       rings: likewise, what rows wrote themselves.
       places: of each layer.
       windows: of each stack, most columns that are seen; 0: all.
-      unrolled: rings are those of single layers.
     """
 
     stacks: tuple[Read, ...]
     rings: tuple[Columns, ...]
     places: tuple[Place, ...]
     windows: tuple[int, ...]
-    unrolled: bool
 
     @property
     def by_kind(self) -> bool:
@@ -174,12 +171,12 @@ class Memory:
 
     def extended(self, layer, sliding: Flag, k_Rx1xKxD, v_Rx1xKxD, now):
         """With the keys and values of time `now`; and the layer's, part by part."""
-        if self.unrolled:
+        if isinstance(layer, int):
             stack, index = self.places[layer]
-        else:
+            in_ring = None
+        else:  # under scan
             stack = int(self.by_kind and sliding)
-            index = jnp.array([at.index for at in self.places], jnp.int32)[layer]
-        in_ring = None if self.unrolled else index
+            in_ring = index = jnp.array([at.index for at in self.places], jnp.int32)[layer]
         own = self.rings[stack].with_step(in_ring, k_Rx1xKxD, v_Rx1xKxD, now)
         rings = (*self.rings[:stack], own, *self.rings[stack + 1 :])
         heads, dtype = k_Rx1xKxD.shape[2], k_Rx1xKxD.dtype
@@ -304,12 +301,14 @@ def init_memory(
             lead = lead[:1]
         return empty(lead, seen(new, layers))
 
-    places = [(n, group.index(layer)) for n, group in enumerate(groups) for layer in group]
-    by_layer = dict(zip(itertools.chain(*groups), places, strict=True))
+    places = {
+        layer: Place(stack, index)
+        for stack, group in enumerate(groups)
+        for index, layer in enumerate(group)
+    }
     return Memory(
         tuple(map(read, groups)),
         tuple(map(ring, groups)),
-        tuple(Place(*by_layer[layer]) for layer in range(config.layers)),
+        tuple(places[layer] for layer in range(config.layers)),
         tuple(of_layers[group[0]] for group in groups),
-        not config.scan,
     )
