@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from hand_made import samples
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from karploop.config import FilterConfig
@@ -122,6 +122,7 @@ def test_a_chain_of_one_is_that_one(made, config, name):
 
 @laws
 @given(batches(), configs, st.lists(st.sampled_from(LIBRARY), min_size=3, max_size=3))
+@example((samples([(0, 0, "1", True)]), [1.0]), {"cap": 1}, ["cap", "cap", "duplicates"])
 def test_chains_nest_and_only_ever_narrow(made, config, names):
     batch, scores = made
     a, b, c = names

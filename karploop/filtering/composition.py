@@ -96,7 +96,8 @@ def all_of(
 
 
 def _joined(reasons: Sequence[str]) -> str:
-    return "; ".join(dict.fromkeys(reasons))
+    """Every reason once, whether a member has it or a member of a member."""
+    return "; ".join(dict.fromkeys(part for reason in reasons for part in reason.split("; ")))
 
 
 _COMPOSITIONS: dict[str, Callable[..., Selection]] = {"chain": chain, "all_of": all_of}
