@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
+from jax.sharding import Mesh
 
+from karploop.config import MeshConfig
 from karploop.files import cache_folder
+from karploop.mesh import check_batch, make_mesh
 
 _SWITCH_SECONDS = 5e-4
 
@@ -22,6 +25,22 @@ def keep_compiled() -> None:
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones add up
+
+
+def command_mesh(batches: Mapping[str, int]) -> Mesh:
+    """All devices, for a command over a file in place of a run; what it compiles is kept.
+
+    Args:
+      batches: rows at once, by the flag or key that says how many.
+
+    Raises:
+      UserError: as `check_batch`.
+    """
+    keep_compiled()
+    mesh = make_mesh(MeshConfig())
+    for where, size in batches.items():
+        check_batch(size, mesh, where)
+    return mesh
 
 
 @contextlib.contextmanager

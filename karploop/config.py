@@ -283,6 +283,16 @@ class ObjectiveConfig:
         """Whether it learns from the scores of a judge."""
         return self.name != "sft" and not self.taught
 
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it learns from a better and a worse completion of one prompt."""
+        return self.name in ("dpo", "ipo", "simpo", "orpo", "reward")
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares texts of one prompt."""
+        return self.of_pairs or self.name == "policy_gradient"
+
 
 @dataclass(frozen=True)
 class RegimeConfig:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from karploop.compiling import keep_compiled
-from karploop.config import JudgeConfig, JudgingConfig, MeshConfig, RewardConfig, RoleConfig
+from karploop.compiling import command_mesh
+from karploop.config import JudgeConfig, JudgingConfig, RewardConfig, RoleConfig
 from karploop.data.fewshot import FewShot
 from karploop.data.problems import draw
 from karploop.data.rows import located_rows
@@ -26,7 +26,6 @@ from karploop.errors import UserError
 from karploop.files import write_atomic
 from karploop.jobs import GenerateJob, Row, identity_of
 from karploop.judging.reward_model import RewardModel
-from karploop.mesh import make_mesh
 from karploop.offline import generate
 from karploop.offline_judge import run_file
 from karploop.oversight.calibration import report
@@ -249,8 +248,7 @@ def _judged(judge: str, kind: str, rows, settings: Settings, work, progress) -> 
 def _rewarded(known, of: dict[str, list[Row]], settings: Settings, progress) -> dict[str, list]:
     """Verdicts of reward models of every size and seed, all on the same hidden states."""
     model = LocalModel.describe(settings.model)
-    keep_compiled()
-    mesh, spelling = make_mesh(MeshConfig()), Spelling(model, chat=False)
+    mesh, spelling = command_mesh({}), Spelling(model, chat=False)
     replies = Replies.of(model, spelling, mesh, settings.batch)
     texts = [_asked(row["prompt"], row[side]) for row in known for side in ("chosen", "rejected")]
     judged = [

@@ -13,12 +13,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from karploop.compiling import compiling, keep_compiled
-from karploop.config import MeshConfig
+from karploop.compiling import command_mesh, compiling
 from karploop.data.rows import located_rows, to_prompt
 from karploop.errors import UserError
 from karploop.jobs import GenerateJob, Output, Row, ScoreJob, check_job, identity_of
-from karploop.mesh import check_batch, make_mesh
 from karploop.models.checkpoint import load_params
 from karploop.reporting.progress import Progress, Stage
 from karploop.roles.local import LocalModel, prompt_tokens
@@ -167,16 +165,12 @@ def _run(
       load: given all of them, what computes the finished rows of a part, each with its tokens.
     """
     check_job(job)
-    keep_compiled()
     model = LocalModel.describe(job.model, dtype=job.dtype)
     rows, encoded = [], []
     for where, row in located_rows(source):
         rows.append(row)
         encoded.append(read(model, row, where))
-    mesh = make_mesh(MeshConfig())
-    check_batch(job.batch, mesh, "--batch")
-    if getattr(job, "slots", 0):
-        check_batch(job.slots, mesh, "--slots")
+    mesh = command_mesh({"--batch": job.batch, "--slots": getattr(job, "slots", 0)})
     with _open(target, job, model, rows) as out:
         if out.done == len(rows):
             return

@@ -13,14 +13,13 @@ from karploop.chains.library import get_chain
 from karploop.chains.rehearsal import Rehearsal, copied
 from karploop.chains.rendering import Templates, load_templates, read_text
 from karploop.chains.run import Run, Runner, Settings
-from karploop.compiling import keep_compiled
-from karploop.config import ChainConfig, MeshConfig
+from karploop.compiling import command_mesh
+from karploop.config import ChainConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.endpoints.forecast import Tally
 from karploop.errors import UserError
 from karploop.files import cache_folder
 from karploop.jobs import Output, Row, identity_of
-from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import Bound
 from karploop.roles.rehearsal import rehearse
@@ -58,9 +57,7 @@ def run_file(
         job,
         dtype=config.dtype,
     )
-    keep_compiled()
-    mesh = make_mesh(MeshConfig())
-    check_batch(config.batch, mesh, "config.batch")
+    mesh = command_mesh({"config.batch": config.batch})
     with Output(target, identity_of(job, bound.identity())) as out:
         if out.done == len(rows):
             return

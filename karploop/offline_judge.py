@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from karploop.asking import transcript
-from karploop.compiling import keep_compiled
-from karploop.config import GOLD, MODELS, JudgingConfig, MeshConfig
+from karploop.compiling import command_mesh
+from karploop.config import GOLD, MODELS, JudgingConfig
 from karploop.data.rows import located_rows, to_prompt
 from karploop.endpoints.forecast import Tally
 from karploop.errors import UserError
@@ -17,7 +17,6 @@ from karploop.jobs import Output, Row, identity_of
 from karploop.judging.model_judge import DEBATER, ModelJudge, Roles, make_judge
 from karploop.judging.opinion import Opinion, total
 from karploop.judging.ranking import Group
-from karploop.mesh import check_batch, make_mesh
 from karploop.reporting.progress import Progress
 from karploop.roles.bind import POLICY, Bound
 from karploop.roles.rehearsal import rehearse
@@ -64,9 +63,7 @@ def run_file(config: JudgingConfig, source: str, target: str, progress: Progress
         for each in wanted:
             bound.check(seat, each)
     identity = identity_of(settings, judge.files, bound.identity())
-    keep_compiled()
-    mesh = make_mesh(MeshConfig())
-    check_batch(config.judge.batch, mesh, "config.judge.batch")
+    mesh = command_mesh({"config.judge.batch": config.judge.batch})
     name = f"{judge.name}-{identity[:8]}"
     with Output(target, identity_of(identity, rows)) as out:
         if out.done == len(rows):

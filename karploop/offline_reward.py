@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from karploop.compiling import keep_compiled
-from karploop.config import MeshConfig, RewardConfig
+from karploop.compiling import command_mesh
+from karploop.config import RewardConfig
 from karploop.data.comparisons import Comparison, Comparisons, read_comparisons
 from karploop.errors import UserError
 from karploop.files import file_sha256, whole_folder, write_atomic
 from karploop.jobs import identity_of
-from karploop.mesh import check_batch, make_mesh
+from karploop.mesh import check_batch
 from karploop.models.reward_head import HEAD, RewardHead
 from karploop.reporting.progress import Progress
 from karploop.reporting.statistics import share_interval
@@ -48,9 +48,7 @@ def run_file(config: RewardConfig, source: str, target: str, progress: Progress)
     before = _before(folder)
     comparisons = read_comparisons(source)
     model, chat = _base(config)
-    keep_compiled()
-    mesh = make_mesh(MeshConfig())
-    check_batch(config.batch, mesh, "config.batch")
+    mesh = command_mesh({"config.batch": config.batch})
     _check_tuning(config, model, mesh)
     # What is trained is packed, and no text is longer than a row.
     room = 0 if config.tune == "head" else config.train.row_length

@@ -7,11 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from karploop.compiling import keep_compiled
-from karploop.config import MeshConfig
+from karploop.compiling import command_mesh
 from karploop.data.rows import located_rows
 from karploop.jobs import GenerateJob, check_job
-from karploop.mesh import check_batch, make_mesh
 from karploop.offline import lengths_for, read_prompt, room_for
 from karploop.reporting.progress import Progress
 from karploop.reporting.statistics import mean_interval
@@ -42,9 +40,7 @@ def measure(job: GenerateJob, source: str, progress: Progress) -> dict[Decoding,
     check_job(job)
     model = LocalModel.describe(job.model, dtype=job.dtype)
     prompts = [read_prompt(model, row, where) for where, row in located_rows(source)]
-    keep_compiled()
-    mesh = make_mesh(MeshConfig())
-    check_batch(job.batch, mesh, "--batch")
+    mesh = command_mesh({"--batch": job.batch})
     weights, params = model.load(mesh)
     sampler = Sampler(
         weights,

@@ -18,6 +18,7 @@ from karploop.config import (
     FilterConfig,
     LoraConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     RewardConfig,
     TrainConfig,
@@ -82,20 +83,16 @@ def _check_consistency(config: Config) -> None:
         check_lora(getattr(config, stage).lora, config.model, f"config.{stage}.lora")
 
 
-# Objectives that compare texts of one prompt.
-_SHARING = ("dpo", "ipo", "simpo", "orpo", "policy_gradient", "reward")
-
-
 def _check_shared(config: Config, stage: str) -> None:
     """Raises UserError: no text of the stage shares a prompt with another of its unit."""
     if not getattr(config, stage).share_prompts:
         return
-    objective = "sft" if stage == "warmup" else config.objective.name
-    if objective not in _SHARING:
+    objective = ObjectiveConfig() if stage == "warmup" else config.objective
+    if not objective.compares:
         raise UserError(
             f"'config.{stage}.share_prompts' reads a prompt once for all that is compared of it, "
-            f"and the objective of this stage, {objective}, compares nothing of one prompt: leave "
-            f"it at False; it is for {', '.join(_SHARING)}"
+            f"and the objective of this stage, {objective.name}, compares nothing of one prompt: "
+            "leave it at False; it is for preferences and policy gradients"
         )
 
 
@@ -156,8 +153,7 @@ def _check_scratch(config: Config) -> None:
 
 def pairs_labelled(config: Config) -> bool:
     """Whether what is compared are gold completions and samples, which no judge decides."""
-    compares = config.objective.name not in ("sft", "kto", "policy_gradient")
-    return compares and config.preference.pairing == "labelled"
+    return config.objective.of_pairs and config.preference.pairing == "labelled"
 
 
 def _check_labelled(config: Config) -> None:

@@ -83,3 +83,11 @@ def test_gold_rows_are_traced_to_what_they_trained(workdir):
 def test_what_does_not_go_together_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         prepare(resolve(settings(), changes))
+
+
+@pytest.mark.parametrize("objective", ["sft", "gkd", "kto", "policy_gradient"])
+def test_how_pairs_are_made_asks_nothing_of_objectives_without_pairs(objective):
+    made = {"objective.name": objective, "preference.pairing": "labelled"}
+    made |= {"generate.samples": "2", "judge.name": "vote", "roles.teacher.weights": "base"}
+    config = resolve(settings(), made)
+    assert config.generate.problems == "new" and not config.objective.of_pairs

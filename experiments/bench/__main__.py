@@ -34,38 +34,26 @@ from typing import Any
 
 from absl import flags
 
-from experiments.bench.process import DEFAULT_CONFIG, call, check_output, vocabulary_of
+from experiments.bench import process
+from experiments.bench.process import FLAGS, call, check_output, vocabulary_of
 from karploop import cli
 from karploop.benchmark.names import RATES, STARTS, WORKLOADS, chosen
 from karploop.config import Config
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("config", DEFAULT_CONFIG, "Whose model is measured, path/to/file.py[:ARG].")
+flags.adopt_module_key_flags(process)
 flags.DEFINE_string("workloads", "", f"Some of {','.join(WORKLOADS)}; empty: all.")
-flags.DEFINE_integer("repeats", 3, "Calls that are timed, of which the median counts.", 1)
-flags.DEFINE_integer(
-    "vocabulary",
-    None,
-    "Rows of a random model's embedding; default: Gemma's 262144 of the default config, else those "
-    "of its task's characters.",
-    2,
-)
 flags.DEFINE_string("loop", "configs/addition.py", "The loop whose rounds are measured.")
-flags.DEFINE_string("output", "", "Folder to add the results to; empty: none is written.")
-flags.DEFINE_string("machine", "", "What the results are called there, in words.")
-flags.DEFINE_string("only", "", "One workload, in this process (set by this program).")
-flags.DEFINE_string("task", "", "JSON file that it is told in and answers in (likewise).")
 
 
 def main(argv: list[str]) -> int:
     cli.no_arguments(argv)
     config = cli.load_config(FLAGS.config, _OVERRIDES)
     loop = cli.load_config(FLAGS.loop, {})
-    vocabulary = vocabulary_of(FLAGS.config, config, FLAGS.vocabulary)
+    vocabulary = vocabulary_of(config)
     if FLAGS.only:
         return _child(config, loop, vocabulary)
     names = chosen(FLAGS.workloads)
-    check_output(FLAGS.output, FLAGS.machine)
+    check_output()
     from karploop.benchmark import report
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workload's process, too

@@ -33,8 +33,9 @@ from typing import Any
 
 from absl import flags
 
+from experiments.bench import process
 from experiments.bench.libraries import COMPARED, OURS, PEERS
-from experiments.bench.process import DEFAULT_CONFIG, call, check_output, vocabulary_of
+from experiments.bench.process import FLAGS, call, check_output, vocabulary_of
 from karploop import cli
 from karploop.benchmark.names import chosen
 from karploop.config import Config
@@ -44,16 +45,9 @@ from karploop.schema import nearest
 
 Row = dict[str, Any]
 _FIELDS = ("seconds", "all_seconds", "tokens", "tokens_per_second", "parts", "peak_host_bytes")
-FLAGS = flags.FLAGS
-flags.DEFINE_string("config", DEFAULT_CONFIG, "Whose model is measured, path/to/file.py[:ARG].")
+flags.adopt_module_key_flags(process)
 flags.DEFINE_string("peers", "karploop,transformers", f"Some of {','.join(PEERS)}.")
 flags.DEFINE_string("workloads", "", f"Some of {','.join(COMPARED)}; empty: all.")
-flags.DEFINE_integer("repeats", 3, "Calls that are timed, of which the median counts.", 1)
-flags.DEFINE_integer("vocabulary", None, "Rows of a random model's embedding, as the bench's.", 2)
-flags.DEFINE_string("output", "", "Folder to add the results to; empty: none is written.")
-flags.DEFINE_string("machine", "", "What the results are called there, in words.")
-flags.DEFINE_string("only", "", "PEER:WORKLOAD in this process (set by this program).")
-flags.DEFINE_string("task", "", "JSON file that it answers in (likewise).")
 
 
 def main(argv: list[str]) -> int:
@@ -72,7 +66,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--peers has '{name}': {nearest(name, PEERS)}")
     versions = {name: PEERS[name].versions() for name in peers}
     workloads = chosen(FLAGS.workloads, COMPARED)
-    check_output(FLAGS.output, FLAGS.machine)
+    check_output()
     from karploop.benchmark import report
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workload's process, too
@@ -106,7 +100,7 @@ def measure(peer: str, workload: str, config: Config, repeats: int) -> Row:
     from karploop.benchmark.subject import make_subject
     from karploop.stages import peak_host_bytes
 
-    vocabulary, busy = vocabulary_of(FLAGS.config, config, FLAGS.vocabulary), measure.load()
+    vocabulary, busy = vocabulary_of(config), measure.load()
     if peer == OURS:
         unlimited = {"flops": math.inf, "bytes": math.inf}  # nothing is told of a limit
         found = run.run_work(workload, config, vocabulary, repeats, unlimited)

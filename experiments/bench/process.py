@@ -1,4 +1,7 @@
-"""A workload in a process of its own: what it is told goes in a file, and its answer comes back."""
+"""What both benchmarks share: their flags, and a workload in a process of its own.
+
+What the process is told goes in a file, and its answer comes back in it.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,39 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from absl import flags
+
 from karploop.config import Config
 from karploop.errors import RunFailed, UserError
 
 DEFAULT_CONFIG = "configs/gemma3_270m_shape.py"
 _GEMMA = 262_144  # its vocabulary
+FLAGS = flags.FLAGS
+flags.DEFINE_string("config", DEFAULT_CONFIG, "Whose model is measured, path/to/file.py[:ARG].")
+flags.DEFINE_integer("repeats", 3, "Calls that are timed, of which the median counts.", 1)
+flags.DEFINE_integer(
+    "vocabulary",
+    None,
+    "Rows of a random model's embedding; default: Gemma's 262144 of the default config, else those "
+    "of its task's characters.",
+    2,
+)
+flags.DEFINE_string("output", "", "Folder to add the results to; empty: none is written.")
+flags.DEFINE_string("machine", "", "What the results are called there, in words.")
+flags.DEFINE_string("only", "", "What is measured in this process (set by this program).")
+flags.DEFINE_string("task", "", "JSON file that it is told in and answers in (likewise).")
 
 
-def vocabulary_of(file: str, config: Config, given: int | None) -> int | None:
-    """Rows of a random model's embedding, where they are `given` or known; else None."""
-    if given is None and file == DEFAULT_CONFIG and not config.policy.path:
+def vocabulary_of(config: Config) -> int | None:
+    """Rows of a random model's embedding, where they are given or known; else None."""
+    if FLAGS.vocabulary is None and FLAGS.config == DEFAULT_CONFIG and not config.policy.path:
         return _GEMMA
-    return given
+    return FLAGS.vocabulary
 
 
-def check_output(output: str, machine: str) -> None:
+def check_output() -> None:
     """Raises UserError: results are to be kept, and nobody said of which machine."""
-    if output and not machine:
+    if FLAGS.output and not FLAGS.machine:
         raise UserError("--output keeps results by machine: say which this is by --machine='…'")
 
 
