@@ -26,7 +26,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 optimizer=dict(muon, learning_rate=1.5e-3, decay=0.6),
                 **shape,
             ),
-            generate=dict(prompts=4096, temperature=0.0, spread=2, max_difficulty=10, advance=0.01),
+            generate=dict(
+                **dict(prompts=4096, batch=512, temperature=0.0),
+                **dict(spread=2, max_difficulty=10, advance=0.01),
+            ),
         )
     )
     if arg not in (None, "tiny"):

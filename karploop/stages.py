@@ -95,7 +95,8 @@ class Artifact:
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A file's rows; with `columns`, no more of it is read than these."""
-        return pq.read_table(self.path(name), columns=columns)
+        with pq.ParquetFile(self.path(name)) as file:  # half the time of a dataset of one file
+            return file.read(columns=columns)
 
     def metadata(self, name: str) -> pq.FileMetaData:
         """How many rows and which columns a table has, which is not read."""
@@ -129,7 +130,7 @@ class StageContext:
             raise Stopped
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        pq.write_table(table, self.directory / name, compression="zstd")
+        pq.write_table(table, self.directory / name, compression="zstd", **_encodings(table.schema))
 
     def chunk(self, part: range, compute: Callable[[], pa.Table]) -> pa.Table:
         """A part of a long stage: read if an earlier attempt kept it, else computed and kept."""
@@ -348,6 +349,20 @@ def _module(function: Callable) -> str:
     while hasattr(function, "func"):  # functools.partial
         function = function.func
     return function.__module__
+
+
+def _encodings(schema: pa.Schema) -> dict[str, list[str]]:
+    """Of a table's columns: real numbers hardly repeat, and their bytes one by one take less room
+    and time than a dictionary of them."""
+    leaves = [
+        (f"{field.name}.list.element", field.type.value_type)
+        if pa.types.is_list(field.type)
+        else (field.name, field.type)
+        for field in schema
+    ]
+    real = [name for name, kind in leaves if pa.types.is_floating(kind)]
+    others = [name for name, _ in leaves if name not in real]
+    return {"use_byte_stream_split": real, "use_dictionary": others}
 
 
 def _to_arrow(table: pa.Table) -> bytes:

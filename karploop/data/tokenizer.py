@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,6 +136,11 @@ class CharTokenizer:
     def _id_of(self) -> dict[str, int]:
         return {c: i for i, c in enumerate(self.alphabet, start=self.first_character_id)}
 
+    @cached_property
+    def _text_of(self) -> dict[int, str]:
+        """What each id but the end token's adds to a text."""
+        return {self.pad_id: "", self.bos_id: ""} | {i: c for c, i in self._id_of.items()}
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, one a character, without bos or eos.
 
@@ -164,13 +170,8 @@ class CharTokenizer:
         Raises:
           ValueError: an id before the first eos lies outside [0, vocab_size).
         """
-        characters = []
-        for token in ids:
-            if token == self.eos_id:
-                break
-            if token in (self.pad_id, self.bos_id):
-                continue
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"id {token} lies outside [0, {self.vocab_size})")
-            characters.append(self.alphabet[token - self.first_character_id])
-        return "".join(characters)
+        ids = list(itertools.takewhile(self.eos_id.__ne__, ids))
+        try:
+            return "".join(map(self._text_of.__getitem__, ids))
+        except KeyError as error:
+            raise ValueError(f"id {error} lies outside [0, {self.vocab_size})") from None

@@ -10,6 +10,7 @@ the three identifies parameters by its own SHA-256.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -27,6 +28,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from safetensors import safe_open
 
+from karploop.compiling import compiling
 from karploop.config import LoraConfig, ModelConfig
 from karploop.errors import UserError
 from karploop.mesh import DECODE_RULES, is_main, parameter_shardings, put, to_host
@@ -94,24 +96,31 @@ class Weights:
         }
         _write(directory / ADAPTER, adapter, {_HEADER: json.dumps(header, sort_keys=True)})
 
-    def load(self, artifact) -> Any:
+    def load(self, artifact, meanwhile: Callable[[], jax.stages.Lowered] | None = None) -> Any:
         """The parameters of a stage that trained; shared buffers, not to be donated.
 
         Those of an adapter are merged with what is below it, which stays on the devices as well.
+
+        Args:
+          meanwhile: a program to compile while they are read, if they have to be.
         """
         sha256 = params_sha256(artifact.manifest)
         if sha256 in self._live:
             params = self._live[sha256]
-        elif params_file(artifact.manifest) == SOURCE:
-            params = self._source(self)  # whose files' hashes are the stage's key
-        elif params_file(artifact.manifest) == FILE:
-            host = safetensors.numpy.load_file(artifact.path(FILE))
-            params = jax.tree.map(put, _tree(host), self.shardings)
         else:
-            adapter, lora = self.read_adapter(artifact)
-            params = self.merge(self.load(base_of(artifact)), adapter, lora.scale)
+            with compiling(meanwhile) if meanwhile else contextlib.nullcontext():
+                params = self._read(artifact)
         self._remember(sha256, params)
         return params
+
+    def _read(self, artifact) -> Any:
+        if params_file(artifact.manifest) == SOURCE:
+            return self._source(self)  # whose files' hashes are the stage's key
+        if params_file(artifact.manifest) == FILE:
+            host = safetensors.numpy.load_file(artifact.path(FILE))
+            return jax.tree.map(put, _tree(host), self.shardings)
+        adapter, lora = self.read_adapter(artifact)
+        return self.merge(self.load(base_of(artifact)), adapter, lora.scale)
 
     def take(self, artifact) -> Any:
         """The same, given up by this object: the caller may donate the buffers.

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from karploop.compiling import compiling
 from karploop.config import EvaluateConfig
 from karploop.data.prompting import Prompting
 from karploop.data.sources import BASELINES_FILE
@@ -60,8 +59,10 @@ def evaluate(
     Every set of parameters is asked with the same random numbers.
     """
     problems = Problems.from_table(context.inputs["held_out"].table(HELD_OUT_FILE))
-    with compiling(lambda: sampler.lower_decode(config.batch, samples=1, sampling=GREEDY)):
-        params = weights.load(context.inputs["params"])
+    params = weights.load(
+        context.inputs["params"],
+        meanwhile=lambda: sampler.lower_decode(config.batch, samples=1, sampling=GREEDY),
+    )
     base = weights.load(context.inputs["base"]) if "base" in context.inputs else None
     asking = _Asking(sampler, prompting, task, limit, config)
     tables = []

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from karploop.compiling import compiling
 from karploop.config import GenerateConfig
 from karploop.data.prompting import Prompting
 from karploop.mesh import Begun
@@ -37,8 +36,9 @@ def generate(
     """
     prompts = context.inputs["prompts"].table(PROMPTS_FILE).to_pydict()
     how = dict(samples=config.samples, sampling=Sampling.of(config), decoding=Decoding.of(config))
-    with compiling(lambda: sampler.lower_decode(config.batch, **how)):
-        params = weights.load(context.inputs["params"])
+    params = weights.load(
+        context.inputs["params"], meanwhile=lambda: sampler.lower_decode(config.batch, **how)
+    )
     tables = []
     count = len(prompts["prompt"])
 

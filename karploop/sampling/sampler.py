@@ -173,21 +173,24 @@ class Sampler:
             self._on_mesh(decoding),
         )
 
-        def completion(host: Rollout, row: int) -> Completion:
+        def completion(host: Rollout, entropy_R: np.ndarray, row: int) -> Completion:
             n = host.lengths_R[row]
             tokens = host.tokens_RxT[row, :n].tolist()
             return Completion(
                 text=self.tokenizer.decode(tokens),
                 tokens=tokens,
                 logprobs=host.logprobs_RxT[row, :n].tolist(),
-                entropy=float(host.entropy_RxT[row, :n].mean(dtype=np.float64)),
+                entropy=float(entropy_R[row]),
                 finished=bool(host.finished_R[row]),
             )
 
         def read() -> list[list[Completion]]:
             host = to_host(found)
+            # Term by term, unlike `sum`: the zeros behind a completion change no bit.
+            sums_RxT = np.cumsum(host.entropy_RxT, axis=1, dtype=np.float64)
+            entropy_R = sums_RxT[:, -1] / np.maximum(host.lengths_R, 1)  # none behind the prompts
             return [
-                [completion(host, place_P[p] * samples + s) for s in range(samples)]
+                [completion(host, entropy_R, place_P[p] * samples + s) for s in range(samples)]
                 for p in range(len(prompts))
             ]
 
