@@ -1,6 +1,7 @@
 """Records as tables and back, and the samples of several members laid end to end."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,10 @@ import pytest
 from hand_made import samples
 
 from karploop.records import SAMPLES_FILE, Examples, HintedSamples, Samples
-from karploop.stages import Artifact
+from karploop.reporting.progress import Progress
+from karploop.rng import Rng
+from karploop.stages import Artifact, Stages
+from karploop.store import Store
 
 ONE = samples([(0, 0, "3", True), (1, 0, "", False)], difficulty=[4, 5])
 TWO = samples([(0, 1, "27", True)], difficulty=[6])
@@ -54,6 +58,28 @@ def test_numbers_in_lists_are_those_of_arrow_also_in_parts_of_a_table():
         assert found.tokens == part.column("tokens").to_pylist()
         assert found.logprobs == part.column("logprobs").to_pylist()
     assert {type(n) for row in found.tokens + ONE.tokens for n in row} == {int}
+
+
+def test_a_stage_keeps_real_numbers_byte_by_byte_and_the_rest_by_dictionary(tmp_path):
+    table = ONE.to_table().append_column("score", pa.array([None, math.nan], pa.float64()))
+    stages = Stages(Store(str(tmp_path), print), Progress(quiet=True))
+    stages.store.open()
+    made = stages.run(
+        "generate",
+        lambda context: context.write_table(SAMPLES_FILE, table),
+        config={},
+        inputs={},
+        rng=Rng(0, 0, 0),
+    )
+    found = made.table(SAMPLES_FILE)
+    same(Samples.from_table(found), ONE)
+    assert found["score"][0].as_py() is None and math.isnan(found["score"][1].as_py())
+    group = made.metadata(SAMPLES_FILE).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    split = {c.path_in_schema for c in columns if "BYTE_STREAM_SPLIT" in c.encodings}
+    assert split == {"logprobs.list.element", "entropy_S", "score"}
+    by_dictionary = {c.path_in_schema for c in columns if c.has_dictionary_page}
+    assert {"prompts", "tokens.list.element"} <= by_dictionary and not by_dictionary & split
 
 
 def test_members_are_gathered_in_order_with_hints_or_without(inputs):

@@ -1,6 +1,7 @@
 """Parameters on their way between stages: files, shared buffers, and what is given up."""
 
 import hashlib
+import threading
 import types
 
 import jax
@@ -56,6 +57,25 @@ def test_the_next_stage_gets_the_very_buffers(make_weights, make_params, tmp_pat
     again = weights.load(saved)  # taken buffers may have been donated: they are read anew
     assert again is not params
     jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_a_program_is_compiled_while_parameters_are_read_and_only_then(
+    make_weights, make_params, tmp_path
+):
+    weights, lowered = make_weights(layers=1, width=8), []
+    weights.save(make_params(weights), tmp_path)
+    saved = artifact(tmp_path / FILE)
+
+    def lower():
+        lowered.append(threading.current_thread().name)
+        return jax.jit(lambda: 1.0).lower()
+
+    weights.load(saved, meanwhile=lower)
+    assert not lowered, "they were there"
+    weights.take(saved)
+    weights.load(saved, meanwhile=lower)
+    weights.load(saved, meanwhile=lower)
+    assert lowered == ["compiling"]
 
 
 def test_at_most_two_sets_of_parameters_stay_on_the_devices(make_weights, make_params, tmp_path):
