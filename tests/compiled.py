@@ -3,6 +3,7 @@
 python tests/compiled.py v5e:2x2 32    # slots; compiled by libtpu, which no TPU is needed for
 """
 
+import functools
 import json
 import math
 import re
@@ -39,9 +40,16 @@ def _size(shape: str) -> int:
 
 
 def look_into_sampling(
-    devices, prompts: int, slots: int, length: int, dtype: str = "float32", **axes: int
+    devices,
+    prompts: int,
+    slots: int,
+    length: int,
+    dtype: str = "float32",
+    samples: int = 2,
+    kv_heads: int = 4,
+    **axes: int,
 ) -> dict:
-    """Compiles a rollout of two completions a prompt, `slots` prompts at a time (0: all).
+    """Compiles a rollout of `samples` completions a prompt, `slots` prompts at a time (0: all).
 
     Args:
       length: tokens of a prompt, and of a completion.
@@ -51,7 +59,8 @@ def look_into_sampling(
       elements of the largest all-gather `outside` of and `inside` the loops, and of the `smallest`
       matrix; `turned`: how often keys or values are copied or transposed, of prompts in the loops;
       `written`: in the loops, what makes a ring: one step's column put into it, or a copy;
-      `dots`: matrix products inside the loops.
+      `dots`: matrix products inside the loops, and `copied`, elements of the largest array that
+      is copied or transposed in them; `in_parts`: those of a matrix in four parts and a vector.
     """
     import jax
     import numpy as np
@@ -64,7 +73,7 @@ def look_into_sampling(
     from karploop.sampling.rollout import Decoding
     from karploop.sampling.sampler import Sampler
 
-    shape = {"layers": 4, "width": 512, "mlp_width": 2048, "heads": 8, "kv_heads": 4}
+    shape = {"layers": 4, "width": 512, "mlp_width": 2048, "heads": 8, "kv_heads": kv_heads}
     config = ModelConfig(
         **shape, head_width=128, positions="rope", window=32, pattern="sf", dtype=dtype
     )
@@ -73,7 +82,7 @@ def look_into_sampling(
     sampler = Sampler(
         weights, CharTokenizer.ascii(), prompt_length=length - 1, completion_length=length - 1
     )
-    samples, parts = 2, batch_parts(mesh)
+    parts = batch_parts(mesh)
 
     def array(*of_a_row):
         return jax.ShapeDtypeStruct((prompts, *of_a_row), np.int32)
@@ -100,7 +109,8 @@ def look_into_sampling(
     # Half of the layers keep a window, the others all columns, and of new tokens all but the last.
     decoded, heads = (slots or prompts) // parts, config.kv_heads // mesh.shape["tensor"]
     half, rows = config.layers // 2, decoded * samples
-    rings = [f"{rows},{heads},{columns},128" for columns in (32, length - 1)]
+    lead = "".join(f"{size}," for size in (rows, heads) if size > 1)
+    rings = [f"{lead}{columns},128" for columns in (32, length - 1)]
     read = [f"1,{decoded},{heads},{columns},128" for columns in (32, length)]
     assert all(f"[{kept}]" in inside for kept in rings)
     held = 2 * half * sum(map(_size, (*rings, *read)))
@@ -108,9 +118,11 @@ def look_into_sampling(
     # Where fsdp splits parameters, what is gathered for decoding is a temporary, and meant to be.
     split = axes.get("fsdp", 1) > 1
 
-    def gathered(text):
-        found = results(text, "all-gather", "all-gather-start")
+    def largest(text, opcodes):
+        found = results(text, *opcodes)
         return max([0, *(_size(shape) for shapes, _ in found for shape in shapes)])
+
+    gathered = functools.partial(largest, opcodes=("all-gather", "all-gather-start"))
 
     return {
         "temporaries": compiled.memory_analysis().temp_size_in_bytes
@@ -132,6 +144,8 @@ def look_into_sampling(
             for shapes, _ in results(inside, "fusion", "copy")
             if len(shapes) == 1
         ),
+        "copied": largest(inside, ("copy", "transpose")),
+        "in_parts": len(re.findall(r" = f32\[4,1,\d+\]\S* dot\(.*, lhs_batch_dims=\{0\}", inside)),
         "dots": len(re.findall(r" (?:dot|convolution)\(", inside)),
     }
 

@@ -35,6 +35,18 @@ def test_sampling_on_cpu(axes, slots):
     assert (seen["outside"] >= seen["smallest"]) == (count > 1), "fsdp is gathered before the loop"
 
 
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_sampling_of_one_row_on_cpu(kv_heads):
+    """Its matrices are multiplied in parts, each by a thread."""
+    seen = look_into_sampling(
+        jax.devices()[:1], 1, slots=0, length=96, samples=1, kv_heads=kv_heads, data=1
+    )
+    check(seen)
+    assert seen["written"] == 8, "a ring of keys or values is copied in each step"
+    assert seen["copied"] < seen["smallest"], "a matrix is turned in each step"
+    assert seen["in_parts"] == 4 * 6, "one thread multiplies a matrix"
+
+
 @pytest.mark.parametrize("slots", ["0", "32"])
 def test_sampling_on_a_tpu_that_is_not_here(slots):
     if not topology.has_libtpu():

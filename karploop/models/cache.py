@@ -67,7 +67,7 @@ def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
 class Columns(NamedTuple):
     """Columns of a stack of layers, as they are stored.
 
-    The ring of an unrolled layer has no axis N, and none for heads if there is but one.
+    The ring of an unrolled layer has no axis N, and none for rows or heads if there is but one.
 
     Attributes:
       scales_NxRxKxC: what int8 values are to be multiplied with, of keys and of values; else None.
@@ -293,12 +293,8 @@ def init_memory(
         return Read(kept, empty(lead, seen(length, layers)))
 
     def ring(layers):
-        heads = config.key_value_heads
-        lead = (prompts * samples, heads)
-        if config.scan:
-            lead = (len(layers), *lead)
-        elif heads == 1:
-            lead = lead[:1]
+        lead = (prompts * samples, config.key_value_heads)
+        lead = (len(layers), *lead) if config.scan else [size for size in lead if size > 1]
         return empty(lead, seen(new, layers))
 
     places = {

@@ -35,6 +35,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from karploop.config import ModelConfig
 from karploop.models.cache import Cache, Flag, Memory
+from karploop.models.for_decoding import by_outputs
 from karploop.models.rope import Rotation, rotate, rotations
 
 
@@ -133,7 +134,7 @@ class Attention(nn.Module):
         # One sum over heads and their widths: for a sum over two axes XLA's CPU backend would turn
         # the matrix round in each step.
         flat_BxLxHD = out_BxLxHxD.reshape(*out_BxLxHxD.shape[:2], -1)
-        out_BxLxE = _product(flat_BxLxHD, out_w.reshape(-1, c.width).astype(c.dtype))
+        out_BxLxE = _times(self, "out", flat_BxLxHD, out_w.reshape(-1, c.width))
         out_BxLxE = _adapted(self, "out", out_BxLxHxD, out_BxLxE, inputs=2)
         if c.out_bias:
             out_BxLxE = out_BxLxE + _bias(self, "out_bias", ("embed",), (c.width,))
@@ -143,7 +144,7 @@ class Attention(nn.Module):
         c = self.config
         init = _weight(("embed", axis, "head_width"), c.width)
         weight = self.param(name, init, (c.width, heads, c.head_width), jnp.float32)
-        flat_BxLxHD = _product(x_BxLxE, weight.reshape(c.width, -1).astype(c.dtype))
+        flat_BxLxHD = _times(self, name, x_BxLxE, weight.reshape(c.width, -1))
         projected = flat_BxLxHD.reshape(*x_BxLxE.shape[:2], heads, c.head_width)
         projected = _adapted(self, name, x_BxLxE, projected)
         if c.qkv_bias:
@@ -230,9 +231,9 @@ class FeedForward(nn.Module):
         return self._linear("down", hidden_BxLxF, c.width, ("mlp", "embed"))
 
     def _linear(self, name: str, x: jax.Array, n_out: int, axes: tuple[str, str]) -> jax.Array:
-        n_in, dtype = x.shape[-1], self.config.dtype
+        n_in = x.shape[-1]
         weight = self.param(name, _weight(axes, n_in), (n_in, n_out), jnp.float32)
-        y = _adapted(self, name, x, _product(x, weight.astype(dtype)))
+        y = _adapted(self, name, x, _times(self, name, x, weight))
         return y + _bias(self, f"{name}_bias", axes[1:], (n_out,)) if self.config.mlp_bias else y
 
 
@@ -251,6 +252,14 @@ def _adapted(module: nn.Module, name: str, x: jax.Array, y: jax.Array, inputs: i
     b = factors["b"].astype(x.dtype)
     flat = _product(low_BxLxR, b.reshape(b.shape[0], -1))
     return y + flat.reshape(y.shape)
+
+
+def _times(module: nn.Module, name: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x @ weight, a parameter of the module, (…, inputs) by (inputs, outputs)."""
+    dtype = module.config.dtype
+    if module.has_variable("turned", name):
+        return by_outputs(x, module.get_variable("turned", name).astype(dtype))
+    return _product(x, weight.astype(dtype))
 
 
 @jax.custom_vjp

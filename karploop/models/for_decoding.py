@@ -8,8 +8,7 @@ and costs time.
 
 **Turned**, a row of inputs for each output, for CPUs: XLA's backend packs the second operand of a
 product anew in each step, which for few rows is much of the work, and a third less of it where the
-axis that is summed over comes last. Turned once, before the loop, and turned back in name alone:
-the compiler makes that part of the product.
+axis that is summed over comes last. Turned once, before the loop.
 """
 
 from __future__ import annotations
@@ -22,6 +21,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
+
+_PARTS = 4  # of a matrix that is multiplied with one vector
 
 
 class Int8(NamedTuple):
@@ -86,6 +88,17 @@ def _turned(box: nn.Partitioned, x: jax.Array) -> jax.Array | Turned:
     return Turned(jax.lax.optimization_barrier(x.reshape(inputs, -1).T), x.shape)
 
 
+def by_outputs(x: jax.Array, rows_OxI: jax.Array) -> jax.Array:
+    """The product of (…, inputs) with a turned matrix, (…, outputs)."""
+    outputs, inputs = rows_OxI.shape
+    if x.size > inputs or outputs % _PARTS:
+        return x @ rows_OxI.T
+    # One thread of XLA's CPU backend multiplies a matrix with a vector, and several its parts.
+    copies_NxI = jnp.broadcast_to(x.reshape(1, inputs), (_PARTS, inputs))
+    found_NxO = jnp.einsum("ni,noi->no", copies_NxI, rows_OxI.reshape(_PARTS, -1, inputs))
+    return found_NxO.reshape(*x.shape[:-1], outputs)
+
+
 def _summed(names: tuple[str, ...]) -> tuple[int, ...]:
     """The axes of a parameter over which its products sum; none: it is no matrix."""
     first = int(names[0] == "layers")
@@ -96,14 +109,21 @@ def _summed(names: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(range(first, len(names) - 1))
 
 
-def whole(params: Any, dtype: str) -> Any:
-    """The parameters that a model takes, of those in any form."""
+def whole(variables: Any, dtype: str) -> Any:
+    """The variables that a model takes, of those with parameters in any form.
+
+    Turned matrices are in the collection `turned` besides, as their products read them; as
+    parameters they are then read for their shapes alone.
+    """
     forms = (Int8, Turned)
 
     def one(x):
         return x.back(dtype) if isinstance(x, forms) else x
 
-    return jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, forms))
+    found = jax.tree.map(one, variables, is_leaf=lambda x: isinstance(x, forms))
+    leaves = traverse_util.flatten_dict(variables["params"])
+    rows = {path: x.rows_OxI for path, x in leaves.items() if isinstance(x, Turned)}
+    return found | {"turned": traverse_util.unflatten_dict(rows)} if rows else found
 
 
 def _is_box(x: Any) -> bool:
