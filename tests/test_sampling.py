@@ -294,6 +294,32 @@ KINDS = {
 }
 
 
+ONE_HEAD = dict(positions="rope", kv_heads=1, window=3, pattern="sf")
+
+
+@pytest.mark.parametrize(
+    ("shape", "tensor", "cache"),
+    [
+        *((shape, 1, "float32") for shape in (*KINDS.values(), ONE_HEAD)),
+        (KINDS["full"], 2, "float32"),
+        (ONE_HEAD, 1, "int8"),
+    ],
+)
+def test_one_row_alone_draws_what_it_draws_among_others(
+    shape, tensor, cache, make_weights, make_params, tokenizer
+):
+    """Its matrices are multiplied in parts, and its ring has no axis of rows."""
+    weights = make_weights(tensor=tensor, **shape)
+    params = make_params(weights)
+    sampler = Sampler(weights, tokenizer, prompt_length=6, completion_length=9)
+    how = dict(samples=1, decoding=Decoding(cache=cache))
+    among = complete(sampler, params, [0, 3, 1, 2], batch=4, **how)
+    for row in (0, 3):
+        (alone,) = complete(sampler, params, [row], batch=1, **how).values()
+        assert alone.tokens == among[row, 0].tokens
+        np.testing.assert_allclose(alone.logprobs, among[row, 0].logprobs, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_slots_that_are_refilled_change_nothing(kind, make_weights, make_params, tokenizer):
     """Fewer slots than prompts, so that prompts begin at other times and in other places; the ring

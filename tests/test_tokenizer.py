@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,8 @@ def test_decode_inverts_encode(text):
 def test_decode_skips_pad_and_bos_and_stops_at_eos():
     one, two, three = DIGITS.encode("123")
     pad, bos, eos = DIGITS.pad_id, DIGITS.bos_id, DIGITS.eos_id
-    assert DIGITS.decode([pad, bos, one, pad, two, eos, three, eos]) == "12"
+    ids = [pad, bos, one, pad, two, eos, three, eos]
+    assert DIGITS.decode(ids) == DIGITS.decode(iter(ids)) == DIGITS.decode(np.array(ids)) == "12"
     assert DIGITS.decode([eos, DIGITS.vocab_size]) == ""
 
 

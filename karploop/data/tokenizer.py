@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Protocol, runtime_checkable
 
 from karploop.data.tasks.base import Task
@@ -127,16 +128,16 @@ class CharTokenizer:
         """The ids below `below` by their tokens, special ones included."""
         return {t: i for i, t in enumerate([*self.special, *self.alphabet]) if i < below}
 
-    @cached_property
+    @functools.cached_property
     def identity(self) -> str:
         """SHA-256 (hex) of the alphabet."""
         return hashlib.sha256(f"characters:{self.alphabet}".encode()).hexdigest()
 
-    @cached_property
+    @functools.cached_property
     def _id_of(self) -> dict[str, int]:
         return {c: i for i, c in enumerate(self.alphabet, start=self.first_character_id)}
 
-    @cached_property
+    @functools.cached_property
     def _text_of(self) -> dict[int, str]:
         """What each id but the end token's adds to a text."""
         return {self.pad_id: "", self.bos_id: ""} | {i: c for c, i in self._id_of.items()}
@@ -170,7 +171,7 @@ class CharTokenizer:
         Raises:
           ValueError: an id before the first eos lies outside [0, vocab_size).
         """
-        ids = list(itertools.takewhile(self.eos_id.__ne__, ids))
+        ids = itertools.takewhile(functools.partial(operator.ne, self.eos_id), ids)
         try:
             return "".join(map(self._text_of.__getitem__, ids))
         except KeyError as error:
