@@ -232,6 +232,10 @@ class PreferenceConfig:
     desirable: float = option(0.5, low=0.0, high=1.0)  # kto: scores above are good, below bad
 
 
+OF_PAIRS = ("dpo", "ipo", "simpo", "orpo", "reward")  # of a better and a worse text each
+COMPARING = (*OF_PAIRS, "policy_gradient")  # texts of one prompt
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What training minimises (`karploop/training/objectives.py`). A warm-up is supervised."""
@@ -282,16 +286,6 @@ class ObjectiveConfig:
     def scored(self) -> bool:
         """Whether it learns from the scores of a judge."""
         return self.name != "sft" and not self.taught
-
-    @property
-    def of_pairs(self) -> bool:
-        """Whether it learns from a better and a worse completion of one prompt."""
-        return self.name in ("dpo", "ipo", "simpo", "orpo", "reward")
-
-    @property
-    def compares(self) -> bool:
-        """Whether it compares texts of one prompt."""
-        return self.of_pairs or self.name == "policy_gradient"
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any
 
 from karploop.config import (
     ADAPTABLE,
+    COMPARING,
+    OF_PAIRS,
     TEACHER,
     Config,
     FilterConfig,
     LoraConfig,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     RewardConfig,
     TrainConfig,
@@ -87,12 +88,12 @@ def _check_shared(config: Config, stage: str) -> None:
     """Raises UserError: no text of the stage shares a prompt with another of its unit."""
     if not getattr(config, stage).share_prompts:
         return
-    objective = ObjectiveConfig() if stage == "warmup" else config.objective
-    if not objective.compares:
+    objective = "sft" if stage == "warmup" else config.objective.name
+    if objective not in COMPARING:
         raise UserError(
             f"'config.{stage}.share_prompts' reads a prompt once for all that is compared of it, "
-            f"and the objective of this stage, {objective.name}, compares nothing of one prompt: "
-            "leave it at False; it is for preferences and policy gradients"
+            f"and the objective of this stage, {objective}, compares nothing of one prompt: leave "
+            f"it at False; it is for {', '.join(COMPARING)}"
         )
 
 
@@ -153,7 +154,7 @@ def _check_scratch(config: Config) -> None:
 
 def pairs_labelled(config: Config) -> bool:
     """Whether what is compared are gold completions and samples, which no judge decides."""
-    return config.objective.of_pairs and config.preference.pairing == "labelled"
+    return config.objective.name in OF_PAIRS and config.preference.pairing == "labelled"
 
 
 def _check_labelled(config: Config) -> None:

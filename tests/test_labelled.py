@@ -11,7 +11,7 @@ from karploop import launch
 from karploop.data.tasks import get_task
 from karploop.errors import UserError
 from karploop.machinery import prepare
-from karploop.resolve import resolve
+from karploop.resolve import pairs_labelled, resolve
 
 SPIN = {
     "generate.problems": "labelled",
@@ -90,4 +90,4 @@ def test_how_pairs_are_made_asks_nothing_of_objectives_without_pairs(objective):
     made = {"objective.name": objective, "preference.pairing": "labelled"}
     made |= {"generate.samples": "2", "judge.name": "vote", "roles.teacher.weights": "base"}
     config = resolve(settings(), made)
-    assert config.generate.problems == "new" and not config.objective.of_pairs
+    assert config.generate.problems == "new" and not pairs_labelled(config)

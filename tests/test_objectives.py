@@ -1,5 +1,6 @@
 """Objectives in training: what a packed batch is worth, and loops that learn by each of them."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -13,14 +14,14 @@ import pytest
 from finished_runs import promotion
 
 from karploop import launch
-from karploop.config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from karploop.config import COMPARING, OF_PAIRS, ObjectiveConfig, OptimizerConfig, TrainConfig
 from karploop.data.prompting import PlainPrompting
 from karploop.errors import UserError
 from karploop.machinery import prepare
 from karploop.records import Contrasts, Episodes, Examples, Labelled
 from karploop.resolve import resolve
 from karploop.training.lessons import origins, units, with_reference
-from karploop.training.objectives import make_objective, settings
+from karploop.training.objectives import EPISODES, PAIRS, make_objective, settings
 from karploop.training.packing import pack, places
 from karploop.training.reference import logprobs_of
 from karploop.training.trainer import Trainer
@@ -85,6 +86,15 @@ def configured(name):
     return (
         ObjectiveConfig(name=name, kl=0.1) if name == "policy_gradient" else ObjectiveConfig(name)
     )
+
+
+def test_the_config_knows_which_objectives_learn_from_pairs_and_from_groups():
+    field = next(f for f in dataclasses.fields(ObjectiveConfig) if f.name == "name")
+    lessons = {
+        n: make_objective(ObjectiveConfig(name=n), 8).lesson for n in field.metadata["choices"]
+    }
+    assert {n for n, lesson in lessons.items() if lesson == PAIRS} == set(OF_PAIRS)
+    assert {n for n, lesson in lessons.items() if lesson in (PAIRS, EPISODES)} == set(COMPARING)
 
 
 def test_units_carry_what_is_known_of_them(tokenizer):

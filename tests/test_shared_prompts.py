@@ -382,7 +382,7 @@ def test_a_loop_goes_on_where_it_was_and_traces_every_episode(machinery, tmp_pat
 
 def test_where_nothing_is_shared_it_is_refused():
     for name in ("sft", "gkd", "kto"):
-        with pytest.raises(UserError, match="'config.train.share_prompts'.*it is for preferences"):
+        with pytest.raises(UserError, match="'config.train.share_prompts'.*it is for dpo"):
             resolve(TINY, {"objective.name": name, "roles.teacher.weights": "base"})
     with pytest.raises(UserError, match="'config.warmup.share_prompts'.*leave it at False"):
         resolve(TINY, {"warmup.share_prompts": "true"})

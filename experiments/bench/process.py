@@ -20,10 +20,10 @@ from absl import flags
 from karploop.config import Config
 from karploop.errors import RunFailed, UserError
 
-DEFAULT_CONFIG = "configs/gemma3_270m_shape.py"
+_DEFAULT = "configs/gemma3_270m_shape.py"
 _GEMMA = 262_144  # its vocabulary
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", DEFAULT_CONFIG, "Whose model is measured, path/to/file.py[:ARG].")
+flags.DEFINE_string("config", _DEFAULT, "Whose model is measured, path/to/file.py[:ARG].")
 flags.DEFINE_integer("repeats", 3, "Calls that are timed, of which the median counts.", 1)
 flags.DEFINE_integer(
     "vocabulary",
@@ -40,7 +40,7 @@ flags.DEFINE_string("task", "", "JSON file that it is told in and answers in (li
 
 def vocabulary_of(config: Config) -> int | None:
     """Rows of a random model's embedding, where they are given or known; else None."""
-    if FLAGS.vocabulary is None and FLAGS.config == DEFAULT_CONFIG and not config.policy.path:
+    if FLAGS.vocabulary is None and FLAGS.config == _DEFAULT and not config.policy.path:
         return _GEMMA
     return FLAGS.vocabulary
 
